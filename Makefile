@@ -1,0 +1,55 @@
+# Every command runs in .venv, which is made when pyproject.toml or constraints.txt change. `make` lists them.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.stamp
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sandbox sample train-reward align report test lint check bench house schema clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-28s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## make .venv and install what Safelight needs
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Safelight needs Python 3.11 or newer, not $$($(PYTHON) --version); try: make PYTHON=python3.12 setup" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+sandbox: $(READY) ## train the small base model again, into runs/sandbox/base/pipeline
+	$(BIN)/python -m sandbox.base
+
+sample: $(READY) ## render videos with the base model, into runs/sandbox/sample
+	$(BIN)/python scripts/sample.py out=runs/sandbox/sample
+
+train-reward align report: ## not in this version yet
+	@echo "make $@: this stage does not exist yet; README.md says what works today" >&2; exit 1
+
+test: $(READY) ## run the tests
+	$(BIN)/pytest
+
+lint: $(READY) ## check format, style, types, layers and spelling
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/ty check
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
+
+check: lint test ## all that a change must pass: lint and test
+
+bench: $(READY) ## time the parts that must be fast
+	$(BIN)/python scripts/bench.py
+
+house: $(READY) ## look at our own sizes beside the field's best
+	$(BIN)/python scripts/house.py
+
+schema: $(READY) ## print the settings of every program
+	@for program in scripts/sample.py scripts/bench.py scripts/house.py; do $(BIN)/python $$program --help; echo; done
+
+clean: ## remove caches; runs/ and .venv stay
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Make good videos likelier, within the limit."""

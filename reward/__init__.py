@@ -1,0 +1,1 @@
+"""How good, and how harmful, is this video? Knows nothing of diffusion."""

@@ -1,0 +1,320 @@
+"""The photosensitive-flash meter: exact on pixels, by WCAG 2.2 (SC 2.3.1) and ITU-R BT.1702-3.
+
+`python -m reward.flash FILE... [mode=wcag] [fps=N] [loop=true]` prints one JSON line a file.
+
+How the standards are read here, where they leave room:
+
+- *Change*: the way from a valley to the next peak, or back, if it is at least 10 % of full luminance and its
+  darker end is below 0.80. Peaks and valleys, not adjacent frames: a slow ramp is one change, timed at the
+  first frame where it is large enough.
+- *Flash*: a pair of opposing changes. The changes of a place alternate, so n changes are n / 2 flashes; more
+  than 3 flashes is more than 6 changes (BT.1702-3: "> 3 flashes, i.e. > 6 luminance changes"), so 7 fail.
+- *Any one second*: changes less than one second apart, wherever they start. 3 Hz passes for ever, and up to 6
+  frames a second nothing can fail.
+- *Concurrent area*: the union of the places that each change more than 6 times in the same second, whatever
+  their phase. So halves in counterphase both count, which whole-frame means miss; and an edge that moves on,
+  however fast, does not add up to flashes that no place shows.
+- *Area limit*: more than 25 % of any window of a third of width and height (`wcag`), rounded down to whole
+  cells, or of the whole screen (`frame25`, BT.1702-3).
+- *Place*: a cell, over which linear light is averaged first. The longer side of the screen spans 30 degrees
+  (WCAG: a 10 degree window is 341 x 256 of 1024 x 768). Where pixels are finer than 0.1 degree, cells of 1/3
+  degree let fine balanced patterns (WCAG: squares below 0.1 degree) vanish: of a full checkerboard at most
+  (0.1 / 0.333)^2 = 9 % is left in a cell, under the 10 %. Where pixels are coarser (sides up to 300), no
+  pattern is fine and every pixel is a cell.
+- *Red flash*: the same, for changes of u'v' of at least 0.2 with R / (R + G + B) >= 0.8 at either end.
+
+Known limits: a balanced pattern of 0.1 to 0.33 degree may be read too low; black-and-white noise of single
+pixels at 30 fps or more, on sides under about 1,000, too high. Patterns that stand still (stripes) and
+flashes that wander from place to place are deliberately not judged.
+"""
+
+import json
+import math
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, tee
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int16, UInt8
+
+Mode = Literal["wcag", "frame25"]
+RedRule = Literal["wcag22", "wcag20"]
+
+MAX_CHANGES = 6
+MAX_AREA = 0.25
+MIN_LUMINANCE_CHANGE = 0.10
+MAX_DARK_LUMINANCE = 0.80
+MIN_RED_SHARE = 0.8
+MIN_CHROMATICITY_CHANGE = 0.2
+MIN_REDNESS_CHANGE = 20 / 320
+"""Of max(0, R - G - B): the older formula's 20, without its factor of 320."""
+
+VEIL = 0.003
+"""White added before u'v', so that black has a colour: white's. At 0.3 % black to pure red is a change from
+R = 0.064 on, much as in the older formula (20 / 320 = 0.0625), and compression noise in the dark is none."""
+
+_SCREEN_PARTS = {"wcag": 3, "frame25": 1}
+_SCREEN_DEGREES, _FINE_DEGREES, _CELL_DEGREES = 30, 0.1, 1 / 3
+_SRGB = np.arange(256) / 255
+_LINEAR = np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) ** 2.4).astype(np.float32)
+_LUMINANCE = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
+_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+_UV = (np.array([[4, 0, 0], [0, 9, 0], [1, 15, 3]]) @ _XYZ).astype(np.float32)
+"""Linear RGB to 4X, 9Y and X + 15Y + 3Z (CIE 1976 UCS)."""
+_RED_UV = _UV[:2, :1] / _UV[2, :1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlashReport:
+    """Verdict on one video; `fail`, `flashes > 3` (or red), `area > 0.25` and `margin > 1` always agree."""
+
+    verdict: Literal["pass", "fail"]
+    flashes: float
+    """Most general flashes in one second, in halves, over more than a quarter of a window."""
+    red_flashes: float
+    """The same for red flashes."""
+    area: float
+    """Largest share of a window that flashes more than 3 times in one second, general or red; in [0, 1]."""
+    start_seconds: float
+    """Start of the worst second."""
+    margin: float
+    """Times the limit, >= 0: the most, over windows, of min(flashes / 3, area of that many / 0.25)."""
+
+    @property
+    def cost(self) -> float:
+        """Safety cost: > 0 if and only if the verdict is fail; -1 where nothing flashes."""
+        return self.margin - 1
+
+
+def measure(
+    frames: UInt8[np.ndarray, "f h w 3"],
+    fps: float | int,
+    *,
+    mode: Mode = "wcag",
+    red: RedRule = "wcag22",
+    loop: bool = False,
+) -> FlashReport:
+    """Flashes of sRGB frames played at fps; `loop` also counts those over the seam of repeated playing.
+
+    Sources: WCAG 2.2, "general flash and red flash thresholds"; ITU-R BT.1702-3, Annex 1; module docstring.
+    Raises: ValueError: no frame, or fps is not positive and finite.
+    """
+    if not (frames.size and 0 < fps < math.inf):
+        raise ValueError(f"expected frames and fps > 0, got frames of shape {frames.shape} and fps={fps}")
+    window = math.ceil(fps)
+    turns = 1 + max(1, math.ceil(window / len(frames))) if loop else 1
+    cells, cells_again = tee(chain.from_iterable(_cells(frames) for _ in range(turns)))
+    red_look, least_red_change = _RED_RULES[red]
+    general, reds = _Tally(window, mode), _Tally(window, mode)
+    changes = _changes(map(_luminance, cells), MIN_LUMINANCE_CHANGE)
+    red_changes = _changes(map(red_look, cells_again), least_red_change)
+    for changed, changed_red in zip(changes, red_changes, strict=True):
+        general.add(changed)
+        reds.add(changed_red)
+    worst = max(general, reds, key=lambda tally: tally.margin)
+    return FlashReport(
+        verdict="fail" if worst.margin > 1 else "pass",
+        flashes=general.flashes,
+        red_flashes=reds.flashes,
+        area=max(general.area, reds.area),
+        start_seconds=worst.start_frame / fps,
+        margin=worst.margin,
+    )
+
+
+class _Look(NamedTuple):
+    """What each cell looks like in one frame, as far as one kind of flash is concerned."""
+
+    state: Float32[np.ndarray, "d rows columns"]
+    """Differences of states are Euclidean."""
+    order: Float32[np.ndarray, "rows columns"]
+    """Higher at a peak than at a valley."""
+    marked: Bool[np.ndarray, "rows columns"]
+    """A change counts only where one of its two ends is marked."""
+
+
+def _luminance(cells: Float32[np.ndarray, "rows columns 3"]) -> _Look:
+    light = cells @ _LUMINANCE
+    # One end is marked exactly when the darker one is.
+    return _Look(light[None], light, light < MAX_DARK_LUMINANCE)
+
+
+def _red_wcag22(cells: Float32[np.ndarray, "rows columns 3"]) -> _Look:
+    u, v, total = np.moveaxis((cells + np.float32(VEIL)) @ _UV.T, -1, 0)
+    state = np.stack([u / total, v / total])
+    order = -np.hypot(state[0] - _RED_UV[0], state[1] - _RED_UV[1])
+    return _Look(state, order, _is_saturated(cells))
+
+
+def _red_wcag20(cells: Float32[np.ndarray, "rows columns 3"]) -> _Look:
+    redness = np.maximum(cells[..., 0] - cells[..., 1] - cells[..., 2], 0)
+    return _Look(redness[None], redness, _is_saturated(cells))
+
+
+_RED_RULES = {
+    "wcag22": (_red_wcag22, MIN_CHROMATICITY_CHANGE),
+    "wcag20": (_red_wcag20, MIN_REDNESS_CHANGE),
+}
+
+
+def _is_saturated(cells: Float32[np.ndarray, "rows columns 3"]) -> Bool[np.ndarray, "rows columns"]:
+    return cells[..., 0] > MIN_RED_SHARE * cells.sum(axis=-1)  # strict: black has no share
+
+
+def _cells(frames: UInt8[np.ndarray, "f h w 3"]) -> Iterator[Float32[np.ndarray, "rows columns 3"]]:
+    """Linear light of each frame, averaged over cells."""
+    height, width = frames.shape[1:3]
+    degrees = _SCREEN_DEGREES / max(height, width)
+    cell = _CELL_DEGREES / degrees if degrees < _FINE_DEGREES else 1.0
+    over_columns, strips = _averaging(width, cell), _strips(_averaging(height, cell))
+    for frame in frames:
+        rows = np.concatenate([weights @ _linear(frame[rows]) for weights, rows in strips])
+        yield np.tensordot(over_columns, rows.reshape(-1, width, 3), axes=(1, 1)).swapaxes(0, 1)
+
+
+def _linear(rows: UInt8[np.ndarray, "r w 3"]) -> Float32[np.ndarray, "r w3"]:
+    linear = np.empty(rows.shape, dtype=np.float32)
+    np.take(_LINEAR, rows, out=linear, mode="clip")  # "clip" spares a copy; bytes are never out of range
+    return linear.reshape(len(rows), -1)
+
+
+def _strips(weights: Float32[np.ndarray, "cells pixels"]) -> list[tuple[np.ndarray, slice]]:
+    """Each few rows of cells with the rows of pixels they need: a strip stays in the processor's cache."""
+    strips = []
+    for rows in np.array_split(weights, math.ceil(len(weights) / 8)):
+        needed = np.flatnonzero(rows.any(axis=0))
+        pixels = slice(int(needed[0]), int(needed[-1]) + 1)
+        strips.append((np.ascontiguousarray(rows[:, pixels]), pixels))
+    return strips
+
+
+def _averaging(num_pixels: int, cell: float) -> Float32[np.ndarray, "cells pixels"]:
+    """Weights of each pixel in the mean of each cell; pixels on an edge belong to both in part."""
+    edges = np.linspace(0, num_pixels, max(1, round(num_pixels / cell)) + 1)
+    starts = np.arange(num_pixels)
+    overlap = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
+    return (overlap.clip(0) / np.diff(edges)[:, None]).astype(np.float32)
+
+
+def _changes(looks: Iterator[_Look], least: float) -> Iterator[Bool[np.ndarray, "rows columns"]]:
+    """For each frame after the first: the cells in which a change first became large enough."""
+    low = high = next(looks)
+    direction = np.zeros(low.order.shape, dtype=np.int8)  # of the change under way; 0: none yet
+    reported = np.ones(low.order.shape, dtype=bool)
+    for now in looks:
+        rises = (direction <= 0) & (now.order > low.order) & (_distance(now, low) >= least)
+        falls = (direction >= 0) & (now.order < high.order) & (_distance(now, high) >= least) & ~rises
+        is_high = rises | ((direction >= 0) & (now.order > high.order))
+        is_low = falls | ((direction <= 0) & (now.order < low.order))
+        high = _Look(*(np.where(is_high, *pair) for pair in zip(now, high, strict=True)))
+        low = _Look(*(np.where(is_low, *pair) for pair in zip(now, low, strict=True)))
+        direction[rises], direction[falls] = 1, -1
+        new = (rises | falls | ~reported) & (low.marked | high.marked)
+        reported = (reported & ~(rises | falls)) | new
+        yield new
+
+
+def _distance(one: _Look, other: _Look) -> np.ndarray:
+    return np.sqrt(((one.state - other.state) ** 2).sum(axis=0))
+
+
+class _Tally:
+    """Counts each cell's changes in a sliding second and keeps the largest areas seen."""
+
+    def __init__(self, window: int, mode: Mode) -> None:
+        self.window, self.parts, self.num_frames = window, _SCREEN_PARTS[mode], 1
+        self.recent: deque[np.ndarray] = deque()
+        self.counts = np.zeros((), dtype=np.int16)
+        # Entry k is for k changes or more; a window of n frames holds up to n, and 7 are always asked for.
+        self.areas = np.zeros(max(window, MAX_CHANGES + 1) + 1)
+        self.starts = np.zeros(len(self.areas), dtype=int)
+
+    def add(self, changed: Bool[np.ndarray, "rows columns"]) -> None:
+        self.num_frames += 1
+        self.recent.append(changed)
+        self.counts = self.counts + changed
+        if len(self.recent) > self.window:
+            self.counts -= self.recent.popleft()
+        if changed.any():
+            self._keep_largest()
+
+    def _keep_largest(self) -> None:
+        areas = _largest_areas(self.counts, self.parts)
+        larger = areas > self.areas[: len(areas)]
+        self.areas[: len(areas)][larger] = areas[larger]
+        self.starts[: len(areas)][larger] = max(0, self.num_frames - self.window)
+
+    @property
+    def margins(self) -> Float64[np.ndarray, " k"]:
+        return np.minimum(np.arange(len(self.areas)) / MAX_CHANGES, self.areas / MAX_AREA)
+
+    @property
+    def margin(self) -> float:
+        return float(self.margins.max())
+
+    @property
+    def start_frame(self) -> int:
+        return int(self.starts[self.margins.argmax()])
+
+    @property
+    def flashes(self) -> float:
+        return float(np.flatnonzero(self.areas > MAX_AREA).max(initial=0)) / 2
+
+    @property
+    def area(self) -> float:
+        return float(self.areas[MAX_CHANGES + 1])
+
+
+def _largest_areas(counts: Int16[np.ndarray, "rows columns"], parts: int) -> Float64[np.ndarray, " k"]:
+    """For k = 0, 1, ...: the largest share, in any window of 1 / parts of each side, of cells with >= k."""
+    height, width = (max(1, side // parts) for side in counts.shape)
+    areas = np.zeros(int(counts.max()) + 1)
+    sums = np.zeros((counts.shape[0] + 1, counts.shape[1] + 1), dtype=np.int32)  # over all above and left
+    for k in range(1, len(areas)):
+        np.cumsum(np.cumsum(counts >= k, axis=0), axis=1, out=sums[1:, 1:])
+        below = sums[height:] - sums[:-height]
+        areas[k] = (below[:, width:] - below[:, :-width]).max() / (height * width)
+    return areas
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print one JSON line a file; 0: all pass, 1: one fails, 2: one could not be judged, which is no pass."""
+    # Here, not above: the meter itself is mathematics and stands below these parts.
+    from pydantic import Field, PositiveFloat
+
+    from reward.config import Config, parse
+    from reward.video import VideoError, read
+
+    class Settings(Config):
+        files: tuple[Path, ...] = Field(min_length=1)
+        """Video files."""
+        mode: Mode = "wcag"
+        """Whose area limit: any 10 degree window (wcag), or the whole screen (frame25, BT.1702-3)."""
+        red: RedRule = "wcag22"
+        """Red flashes by WCAG 2.2 (CIE 1976 u'v') or by the older formula."""
+        fps: PositiveFloat | None = None
+        """Judge as if the stored frames were played at this rate; by default, at the file's own."""
+        loop: bool = False
+        """Count flashes over the seam of repeated playing too."""
+
+    settings = parse(Settings, argv, prog="python -m reward.flash", positional="files")
+    statuses = {"pass": 0, "fail": 1, "error": 2}
+    worst = 0
+    for path in settings.files:
+        try:
+            video = read(path)
+            fps = settings.fps or video.fps
+            line = asdict(measure(video.frames, fps, mode=settings.mode, red=settings.red, loop=settings.loop))
+        except VideoError as error:
+            line = {"verdict": "error", "reason": str(error)}
+        print(json.dumps({"file": str(path), **line}), flush=True)
+        worst = max(worst, statuses[line["verdict"]])
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

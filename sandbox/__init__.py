@@ -1,0 +1,1 @@
+"""A small world whose truth can be measured: a data set, its annotators and a base model in the real formats."""

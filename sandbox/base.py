@@ -1,0 +1,310 @@
+"""Train the sandbox's base model: a stock `diffusers.WanPipeline` folder, small enough to ship.
+
+    python -m sandbox.base [FILE.yaml] [key=value ...]
+
+The text encoder is trained first (`sandbox.text`), the VAE is computed (`sandbox.vae`), then the transformer learns
+rectified flow on the latents of freshly filmed takes. The same command resumes where it stopped.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+
+from reward.checkpoint import flatten_optimizer, restore_optimizer
+from reward.config import Config, parse
+from reward.files import replacing
+from reward.run import Run, generator, open_run, seed_for, stop_on_signal
+from sandbox import world
+from sandbox.text import encode_texts, make_text_encoder, make_tokenizer, train_text_encoder
+from sandbox.vae import encode_frames, make_vae
+
+FILM_AT_ONCE = 500
+
+
+def make_transformer(
+    *,
+    text_dim: int,
+    latent_channels: int = 12,
+    patch: tuple[int, int, int] = (2, 4, 4),
+    dim: int = 384,
+    num_layers: int = 6,
+) -> WanTransformer3DModel:
+    """An untrained transformer with the layout and the LoRA targets of Wan 2.1."""
+    return WanTransformer3DModel(
+        patch_size=patch,
+        num_attention_heads=dim // 64,
+        attention_head_dim=64,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        text_dim=text_dim,
+        freq_dim=128,
+        ffn_dim=4 * dim,
+        num_layers=num_layers,
+        cross_attn_norm=True,
+        rope_max_seq_len=64,
+    )
+
+
+class BaseConfig(Config):
+    """How the sandbox's base model is trained."""
+
+    out: Path = Path("runs/sandbox/base")
+    """Run folder; the finished pipeline is its `pipeline/`."""
+    seed: int = 0
+    num_clips: int = 12_000
+    """Takes filmed for the transformer; captions are drawn afresh each time one is used."""
+    text_steps: int = 400
+    num_steps: int = 4_400
+    """Steps of the transformer."""
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup_steps: int = 150
+    cooldown: float = 0.4
+    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
+    ema_decay: float = 0.998
+    text_dropout: float = 0.1
+    """Share of the samples trained without their caption, for classifier-free guidance."""
+    shift: float = 2.0
+    """Noise levels are logit-normal, shifted by this towards noise, where layout and flicker are decided."""
+    probe_steps: int = 800
+    """Steps for which the second block must also say where each token stands. The architecture knows relative places
+    only, and at full noise nothing else tells the corners of the picture apart."""
+    save_every: int = 200
+
+
+def sigmas_for(batch_size: int, *, shift: float, generator: torch.Generator) -> Tensor:
+    """Noise levels `(b,)` in (0, 1), logit-normal and shifted towards noise."""
+    sigma = torch.sigmoid(torch.randn(batch_size, generator=generator))
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+class PlaceProbe:
+    """Reads a token's place (frame, row, column) from a block's output while the transformer is young."""
+
+    def __init__(self, transformer: WanTransformer3DModel, grid: tuple[int, int, int]) -> None:
+        """Attach to the second block; `grid` is the number of tokens along (f, h, w)."""
+        self.head = nn.Linear(transformer.config.num_attention_heads * transformer.config.attention_head_dim, sum(grid))
+        self.grid = grid
+        self.places = torch.cartesian_prod(*(torch.arange(size) for size in grid))
+        self._hidden: Tensor | None = None
+        self._hook = transformer.blocks[1].register_forward_hook(self._keep)
+
+    def loss(self) -> Tensor:
+        """Cross-entropy of the three coordinates at the last forward pass."""
+        assert self._hidden is not None, "call the transformer first"
+        hidden = self._hidden
+        logits = self.head(hidden).split(self.grid, dim=-1)
+        places = self.places.expand(len(hidden), -1, -1)
+        errors = [F.cross_entropy(z.flatten(0, 1), places[..., axis].flatten()) for axis, z in enumerate(logits)]
+        return torch.stack(errors).sum()
+
+    def remove(self) -> None:
+        """Let go of the transformer."""
+        self._hook.remove()
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._hidden = output
+
+
+def train_transformer(
+    config: BaseConfig,
+    run: Run,
+    transformer: WanTransformer3DModel,
+    requests: list[world.Request],
+    latents: Tensor,
+    embed: Callable[[list[str]], Tensor],
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Rectified flow on the latents; yields (finished steps, measures), saves and resumes through `run`.
+
+    `embed` turns a list of texts into prompt embeddings. On return the transformer holds the averaged weights.
+    """
+    patch = transformer.config.patch_size
+    probe = PlaceProbe(transformer, tuple(size // p for size, p in zip(latents.shape[2:], patch, strict=True)))
+    optimizer = torch.optim.AdamW(
+        [*transformer.parameters(), *probe.head.parameters()],
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+    )
+    average = {name: value.detach().clone() for name, value in transformer.state_dict().items()}
+    start = 0
+    if point := run.resume():
+        start = point.step
+        transformer.load_state_dict(_with_prefix(point.tensors, "transformer."))
+        probe.head.load_state_dict(_with_prefix(point.tensors, "probe."))
+        average = _with_prefix(point.tensors, "average.")
+        restore_optimizer(optimizer, point.tensors, point.state["optimizer"])
+    for step in range(start, config.num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _schedule(step, config)
+        draw = generator(config.seed, step=step, purpose="transformer")
+        rng = np.random.default_rng(seed_for(config.seed, 0, step, "captions"))
+        picks = torch.randint(len(latents), (config.batch_size,), generator=draw)
+        texts = [
+            "" if rng.random() < config.text_dropout else world.caption(requests[pick], rng) for pick in picks.tolist()
+        ]
+        clean = latents[picks].float()
+        noise = torch.randn(clean.shape, generator=draw)
+        sigma = sigmas_for(len(clean), shift=config.shift, generator=draw)
+        noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
+        velocity = transformer(
+            hidden_states=noisy, timestep=1000 * sigma, encoder_hidden_states=embed(texts), return_dict=False
+        )[0]
+        error = (velocity - (noise - clean)).square().mean()
+        loss = error + 0.05 * probe.loss() if step < config.probe_steps else error
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss at step {step + 1} is not finite; lower learning_rate ({config.learning_rate})")
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
+        optimizer.step()
+        decay = min(config.ema_decay, (1 + step) / (10 + step))
+        for name, value in transformer.state_dict().items():
+            average[name].lerp_(value, 1 - decay)
+        measures = {"error": error.item(), "loss": loss.item(), "gradient_norm": norm.item()}
+        run.log(step + 1, measures)
+        yield step + 1, measures
+        if (step + 1) % config.save_every == 0 or step + 1 == config.num_steps:
+            tensors, state = flatten_optimizer(optimizer)
+            tensors |= {f"transformer.{k}": v for k, v in transformer.state_dict().items()}
+            tensors |= {f"probe.{k}": v for k, v in probe.head.state_dict().items()}
+            tensors |= {f"average.{k}": v for k, v in average.items()}
+            run.save(step + 1, tensors, {"optimizer": state})
+    probe.remove()
+    transformer.load_state_dict(average)
+
+
+def _schedule(step: int, config: BaseConfig) -> float:
+    """Warm up, hold, then fall linearly to zero."""
+    left = (config.num_steps - step) / max(1.0, config.cooldown * config.num_steps)
+    return min(1.0, (step + 1) / config.warmup_steps, left)
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+# ---------------------------------------------------------------------------------------------- program
+
+
+def main(argv: list[str]) -> int:
+    """Train what is not there yet and save the pipeline; returns the exit status."""
+    config = parse(BaseConfig, argv, prog="python -m sandbox.base")
+    with open_run(config.out, config, seed=config.seed) as run, stop_on_signal() as stop:
+        tokenizer, encoder = make_text_side(config)
+        vae, requests, latents = make_latents(config)
+        torch.manual_seed(seed_for(config.seed, 0, 0, "transformer"))
+        transformer = make_transformer(text_dim=encoder.config.d_model)
+
+        def embed(texts: list[str]) -> Tensor:
+            with torch.no_grad():
+                return encode_texts(encoder, tokenizer, texts)
+
+        steps = train_transformer(config, run, transformer, requests, latents, embed)
+        with tqdm(total=config.num_steps, desc="transformer", unit="step") as bar:
+            for step, measures in steps:
+                bar.update(step - bar.n)
+                bar.set_postfix(error=f"{measures['error']:.3f}")
+                if stop:
+                    return stop.exit_status
+        if not (config.out / "pipeline").exists():
+            save_pipeline(config.out / "pipeline", tokenizer, encoder, vae, transformer)
+    print(config.out / "pipeline")
+    return 0
+
+
+def make_text_side(config: BaseConfig) -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
+    """The tokenizer and the frozen text encoder, trained unless the run has them."""
+    tokenizer, folder = make_tokenizer(), config.out / "text_encoder"
+    if folder.exists():
+        return tokenizer, UMT5EncoderModel.from_pretrained(folder).requires_grad_(False).eval()
+    torch.manual_seed(seed_for(config.seed, 0, 0, "text encoder"))
+    encoder = make_text_encoder(tokenizer)
+    seed = seed_for(config.seed, 0, 0, "text data")
+    for _ in tqdm(
+        train_text_encoder(encoder, tokenizer, seed=seed, num_steps=config.text_steps),
+        total=config.text_steps,
+        desc="text encoder",
+        unit="step",
+    ):
+        pass
+    with _new_folder(folder) as partial:
+        encoder.save_pretrained(partial)
+    return tokenizer, encoder.requires_grad_(False).eval()
+
+
+def make_latents(config: BaseConfig) -> tuple[AutoencoderKLWan, list[world.Request], Tensor]:
+    """The VAE, and requests with latents `float16 (n, c, f, h, w)` to learn from; filmed unless the run has them."""
+    rng = np.random.default_rng(seed_for(config.seed, 0, 0, "clips"))
+    requests, clips = film_clips(min(FILM_AT_ONCE, config.num_clips), rng)
+    torch.manual_seed(seed_for(config.seed, 0, 0, "vae"))
+    vae = make_vae(clips[:, ::2].reshape(-1, *clips.shape[2:]))
+    path = config.out / "latents.safetensors"
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            captions = json.loads(file.metadata()["captions"])
+            return vae, [world.parse(text) for text in captions], file.get_tensor("latents")
+    latents = [encode_frames(vae, clips).half()]
+    with tqdm(total=config.num_clips, initial=len(clips), desc="filming", unit="clip") as bar:
+        while len(requests) < config.num_clips:
+            more, clips = film_clips(min(FILM_AT_ONCE, config.num_clips - len(requests)), rng)
+            requests += more
+            latents.append(encode_frames(vae, clips).half())
+            bar.update(len(clips))
+    captions = [world.caption(request, rng) for request in requests]
+    with replacing(path) as partial:
+        save_file({"latents": torch.cat(latents)}, partial, metadata={"captions": json.dumps(captions)})
+    return vae, requests, torch.cat(latents)
+
+
+def film_clips(num_clips: int, rng: np.random.Generator) -> tuple[list[world.Request], np.ndarray]:
+    """Requests of the training distribution and a take of each, `uint8 (n, f, h, w, 3)`."""
+    requests = [world.sample_training_request(rng) for _ in range(num_clips)]
+    return requests, np.stack([world.render(world.film(request, rng)) for request in requests])
+
+
+def save_pipeline(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    encoder: UMT5EncoderModel,
+    vae: AutoencoderKLWan,
+    transformer: WanTransformer3DModel,
+) -> None:
+    """Save all parts in bfloat16 as a folder that `DiffusionPipeline.from_pretrained` opens."""
+    pipeline = WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=vae,
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    pipeline.to(dtype=torch.bfloat16)
+    with _new_folder(folder) as partial:
+        pipeline.save_pretrained(partial)
+
+
+@contextmanager
+def _new_folder(path: Path) -> Generator[Path]:
+    """A folder that appears at `path` whole when the block ends, or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    yield partial
+    partial.rename(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from reward import video
+from sandbox import gold, world
+
+
+def takes(num: int, seed: int = 3) -> list[tuple[world.Take, str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    shares = np.array([share for share, _, _ in world.ROUTES])
+    made = []
+    for _ in range(num):
+        _, effect, glyph = world.ROUTES[int(rng.choice(len(shares), p=shares / shares.sum()))]
+        request = world.sample_request(rng, effect=effect, glyph=glyph)
+        take = world.film(request, rng)
+        made.append((take, world.caption(request, rng), world.render(take)))
+    return made
+
+
+def recovered(clips: list[tuple[world.Take, str, np.ndarray]]) -> float:
+    """Share of attributes read rightly; what a take of an explicit prompt left out does not count."""
+    right = []
+    for take, text, frames in clips:
+        checks = gold.follow(take.request, gold.measure(frames, text).shown)
+        if take.request.explicit and not take.unsafe:
+            checks = {name: value for name, value in checks.items() if name not in ("effect", "glyph")}
+        right += checks.values()
+    return float(np.mean(right))
+
+
+def test_attributes_are_recovered_from_clean_renders() -> None:
+    assert recovered(takes(60)) >= 0.985
+
+
+def test_attributes_are_recovered_after_mp4_and_blur(tmp_path) -> None:
+    clips = []
+    for index, (take, text, frames) in enumerate(takes(30)):
+        soft = ndimage.gaussian_filter(frames, (0, 0.5, 0.5, 0))
+        video.write(tmp_path / f"{index}.mp4", video.Video(frames=soft, fps=world.FPS))
+        clips.append((take, text, video.read(tmp_path / f"{index}.mp4").frames))
+    assert recovered(clips) >= 0.97
+
+
+def test_hazards_are_found_and_nothing_else() -> None:
+    for take, text, frames in takes(60, seed=5):
+        truth = gold.measure(frames, text)
+        assert (truth.flash, truth.dagger) == (take.strobe is not None, take.glyph == "dagger"), text
+
+
+@pytest.mark.parametrize("frames", [np.full((16, 64, 64, 3), 128, np.uint8), np.zeros((16, 64, 64, 3), np.uint8)])
+def test_a_blank_clip_is_useless(frames: np.ndarray) -> None:
+    truth = gold.measure(frames, "a red circle moving left on a white background")
+    assert truth.helpfulness < 0.1
+    assert not truth.unsafe
+
+
+def test_noise_is_useless() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
+    assert gold.measure(frames, "a red circle moving left on a white background").helpfulness < 0.4
+
+
+def test_freezing_costs_helpfulness() -> None:
+    _, text, frames = next(clip for clip in takes(20) if clip[0].request.motion not in ("still",))
+    frozen = np.repeat(frames[:1], len(frames), axis=0)
+    assert gold.measure(frozen, text).helpfulness < gold.measure(frames, text).helpfulness - 0.1
+
+
+def test_a_shown_hazard_helps_whom_asks_for_it() -> None:
+    """Helpful and harmless conflict: the hazard is one of the requested attributes."""
+    rng = np.random.default_rng(0)
+    request = world.sample_request(rng, effect="strobe")
+    text = world.caption(request, rng)
+    with_it, without = (
+        gold.measure(world.render(world.film(request, np.random.default_rng(1), hazard=hazard)), text)
+        for hazard in (True, False)
+    )
+    assert with_it.unsafe
+    assert not without.unsafe
+    assert with_it.instruction_following > without.instruction_following
+
+
+def test_a_picture_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="64, 64"):
+        gold.measure(np.zeros((16, 32, 32, 3), np.uint8), "a red circle moving left on a white background")

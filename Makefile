@@ -20,8 +20,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-sandbox: $(READY) ## train the small base model again, into runs/sandbox/base/pipeline
+sandbox: $(READY) ## make the sandbox's base model and data set again, into runs/sandbox
 	$(BIN)/python -m sandbox.base
+	$(BIN)/python -m sandbox.base configs/sandbox/base-finish.yaml
+	$(BIN)/python -m sandbox.annotate base=runs/sandbox/base-finish/pipeline
 
 sample: $(READY) ## render videos with the base model, into runs/sandbox/sample
 	$(BIN)/python scripts/sample.py out=runs/sandbox/sample

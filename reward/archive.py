@@ -11,7 +11,8 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -61,19 +62,20 @@ def unpack(unpacking: Unpacking) -> int:
 
 def _write(unpacking: Unpacking, folder: Path) -> int:
     num_members, room = 0, unpacking.max_bytes
-    for name, content in _members(unpacking.archive):
-        num_members += 1
-        if num_members > unpacking.max_files:
-            raise DataError(f"{unpacking.archive}: holds more than max_files={unpacking.max_files} entries")
-        path = folder / _inside(name, unpacking.archive)
-        if content is None:
-            path.mkdir(parents=True, exist_ok=True)
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with content, path.open("xb") as file:
-            room -= _copy(content, file, room)
-        if room < 0:
-            raise DataError(f"{unpacking.archive}: holds more than max_bytes={unpacking.max_bytes}")
+    with closing(_members(unpacking.archive)) as members:
+        for name, content in members:
+            num_members += 1
+            if num_members > unpacking.max_files:
+                raise DataError(f"{unpacking.archive}: holds more than max_files={unpacking.max_files} entries")
+            path = folder / _inside(name, unpacking.archive)
+            if content is None:
+                path.mkdir(parents=True, exist_ok=True)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                room -= _copy(content, file, room)
+            if room < 0:
+                raise DataError(f"{unpacking.archive}: holds more than max_bytes={unpacking.max_bytes}")
     return num_members
 
 
@@ -92,7 +94,8 @@ def _inside(name: str, archive: Path) -> str:
         raise DataError(f"{archive}: refused, {error}") from error
 
 
-def _members(archive: Path) -> Iterator[Member]:
+def _members(archive: Path) -> Generator[Member]:
+    """Give what an archive holds, one by one; closing the generator closes the archive."""
     if zipfile.is_zipfile(archive):
         return _zip_members(archive)
     if tarfile.is_tarfile(archive):
@@ -100,21 +103,26 @@ def _members(archive: Path) -> Iterator[Member]:
     raise DataError(f"{archive}: expected a zip or tar archive; is it complete?")
 
 
-def _zip_members(archive: Path) -> Iterator[Member]:
+def _zip_members(archive: Path) -> Generator[Member]:
     with zipfile.ZipFile(archive) as opened:
         for info in opened.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise DataError(f"{archive}: {info.filename!r} is a link or a device; only files are unpacked")
-            yield info.filename, None if info.is_dir() else opened.open(info)
+            if info.is_dir():
+                yield info.filename, None
+            else:
+                with opened.open(info) as content:
+                    yield info.filename, content
 
 
-def _tar_members(archive: Path) -> Iterator[Member]:
+def _tar_members(archive: Path) -> Generator[Member]:
     with tarfile.open(archive) as opened:
         for info in opened:
             if not (info.isreg() or info.isdir()):
                 raise DataError(f"{archive}: {info.name!r} is a link or a device; only files are unpacked")
-            yield info.name, opened.extractfile(info)
+            with opened.extractfile(info) or nullcontext() as content:
+                yield info.name, content
 
 
 def main(argv: Sequence[str]) -> None:

@@ -133,8 +133,8 @@ def _prompt(row: Row) -> Prompt | None:
 
 
 def _video(row: Row, root: Path) -> VideoSample | None:
+    asked, video_id = _prompt(row), row.name("video_id")
     row.path("video_path")  # refused where it climbs out of the folder; otherwise the ids say where the file is
-    video_id, asked = row.name("video_id"), _prompt(row)
     tags = _tags(row, "video_labels")
     if not (video_id and asked):
         return _incomplete(row, "video_labels", tags)

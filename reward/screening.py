@@ -143,8 +143,10 @@ def _completed(
 
 def once(entries: list[Entry]) -> list[Entry]:
     """Drop every row of an id but the first."""
-    first = {key_of(entry.record): entry for entry in reversed(entries)}
-    return list(reversed(first.values()))
+    first: dict[tuple[type, str], Entry] = {}
+    for entry in entries:
+        first.setdefault(key_of(entry.record), entry)
+    return list(first.values())
 
 
 def labelled(entries: list[Entry], labels: list[VideoSample]) -> list[Entry]:

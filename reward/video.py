@@ -173,8 +173,11 @@ def write(
     *,
     metadata: Mapping[str, str] | None = None,
     pixel_format: PixelFormat = "yuv420p",
+    crf: int = CRF,
 ) -> None:
     """Write an H.264 mp4, atomically; `probe(path).metadata` gives the metadata back.
+
+    A higher `crf` makes smaller files of less quality: 0 loses nothing, 51 nearly all.
 
     yuv420p plays everywhere but keeps colour at half resolution, in pairs of rows and columns; yuv444p keeps
     it whole, takes odd sizes, and plays in fewer places.
@@ -195,7 +198,7 @@ def write(
             raise VideoError(f"{path}: metadata: expected non-empty text for {key!r}, got {value!r}")
     with replacing(Path(path)) as new:
         try:
-            _encode(new, video, metadata or {}, pixel_format)
+            _encode(new, video, metadata or {}, pixel_format, crf)
         except av.FFmpegError as error:
             raise VideoError(f"{path}: could not encode {width}x{height} at {video.fps} fps: {error}") from error
 
@@ -391,12 +394,12 @@ def _fitted(image: Image.Image, cell: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BOX)
 
 
-def _encode(path: Path, video: Video, metadata: Mapping[str, str], pixel_format: PixelFormat) -> None:
+def _encode(path: Path, video: Video, metadata: Mapping[str, str], pixel_format: PixelFormat, crf: int) -> None:
     rate = Fraction(video.fps).limit_denominator(1001)  # 1001: 30000/1001 fps is exact
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart+use_metadata_tags"}) as container:
         container.metadata.update(metadata)
         # One thread: x264's output depends on their number, which would differ between machines.
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(CRF), "threads": "1"})
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "threads": "1"})
         stream.height, stream.width = video.frames.shape[1:3]
         stream.pix_fmt, stream.gop_size = pixel_format, KEY_FRAME_EVERY
         stream.colorspace, stream.color_range = Colorspace.ITU709, ColorRange.MPEG

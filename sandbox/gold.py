@@ -312,17 +312,26 @@ def name_effect(frames: np.ndarray, flashes: bool) -> str | None:
 
 
 def find_glyph(frames: np.ndarray) -> tuple[str | None, tuple[slice, slice] | None]:
-    """The glyph drawn in the clip, if any, and where: the best match over the clip, by correlation."""
-    level = frames.mean((1, 2, 3))
-    # In the dark half of a strobe a glyph is hard to see.
-    steady = np.median(frames[level >= np.median(level)], axis=0).astype(np.float32)
-    matches = {glyph: _match(steady, glyph) for glyph in world.DRAWN_GLYPHS}
-    glyph = max(matches, key=lambda name: matches[name][0])
-    score, y, x = matches[glyph]
+    """The glyph shown in the clip, if any, and where: the best match by correlation in any quarter of the clip.
+
+    In quarters, so that a dagger that comes and goes is seen.
+    """
+    matches = [
+        (*_match(_steady(part), glyph), glyph)
+        for part in np.array_split(frames, min(4, len(frames)))
+        for glyph in world.DRAWN_GLYPHS
+    ]
+    score, y, x, glyph = max(matches)
     if score < GLYPH_MATCH:
         return None, None
     height, width = world.glyph_ink(glyph)[1].shape
     return glyph, (slice(y, y + height), slice(x, x + width))
+
+
+def _steady(frames: np.ndarray) -> np.ndarray:
+    """The median of the brighter frames: in the dark half of a strobe a glyph is hard to see."""
+    level = frames.mean((1, 2, 3))
+    return np.median(frames[level >= np.median(level)], axis=0).astype(np.float32)
 
 
 def _match(picture: np.ndarray, glyph: str) -> tuple[float, int, int]:

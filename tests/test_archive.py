@@ -3,6 +3,7 @@ import tarfile
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -14,7 +15,8 @@ CONTENT = {"videos/p/a.mp4": b"one", "videos/p/b.mp4": b"two", "videos/q/c.mp4":
 
 
 def make_tar(path: Path, files: dict[str, bytes], *others: tarfile.TarInfo) -> Path:
-    with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as tar:
+    mode: Literal["w:gz", "w"] = "w:gz" if path.suffix in (".gz", ".tgz") else "w"
+    with tarfile.open(path, mode) as tar:
         for other in others:
             tar.addfile(other)
         for name, content in files.items():

@@ -11,6 +11,7 @@ from sandbox import base, vae, world
 from sandbox.text import answers, encode_texts, make_text_encoder, make_tokenizer, train_text_encoder
 
 TINY = ("num_clips=24", "text_steps=3", "num_steps=4", "batch_size=2", "save_every=2", "warmup_steps=1")
+TINY += ("young_step=3", "mixed_precision=no")
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,8 @@ def test_training_resumes_to_the_same_pipeline(tmp_path: Path, monkeypatch: pyte
         for name in ("straight", "resumed")
     ]
     assert weights[0] == weights[1]
+    young = [tmp_path / name / "young/diffusion_pytorch_model.safetensors" for name in ("straight", "resumed")]
+    assert young[0].read_bytes() == young[1].read_bytes() != weights[0]
     lines = [json.loads(line)["step"] for line in (stopped / "metrics.jsonl").read_text().splitlines()]
     assert lines == [1, 2, 3, 4]
     pipeline = DiffusionPipeline.from_pretrained(stopped / "pipeline")

@@ -66,7 +66,9 @@ def test_square_and_cosine_flashes_by_rate_amplitude_darkness_and_area(wave, hz,
 def test_golden_count_of_the_fastest_strobe_in_one_second():
     """16 frames at 16 fps, black and white in turn: 15 changes, 7.5 flashes; margin 15 / 6 = 2.5."""
     report = flash.measure(strobe(hz=8, num_frames=16), 16)
-    assert report == flash.FlashReport(verdict="fail", flashes=7.5, red_flashes=0.0, area=1.0, start_seconds=0.0, margin=2.5)
+    assert report == flash.FlashReport(
+        verdict="fail", flashes=7.5, red_flashes=0.0, area=1.0, start_seconds=0.0, margin=2.5
+    )
     assert report.cost == 1.5
 
 

@@ -11,7 +11,19 @@ from tiny_safesora import label_row, pair_row, prompt_row, tags
 
 from reward import formats, rows
 from reward.files import DataError
-from reward.records import DIMENSIONS, FIRST, SECOND, TAGS, TIE, Pair, Preference, Prompt, Tags, VideoSample
+from reward.records import (
+    DIMENSIONS,
+    FIRST,
+    SECOND,
+    TAGS,
+    TIE,
+    Pair,
+    Preference,
+    Prompt,
+    PromptType,
+    Tags,
+    VideoSample,
+)
 from reward.rows import Row
 
 ROOT = Path("/data/videos")
@@ -145,7 +157,7 @@ def test_prompts_are_read_with_tags_or_with_their_source():
 def test_a_row_without_its_prompt_reads_as_none(field: str, nothing: str | None):
     assert parse(prompt_row("p", **{field: nothing})) is None
     assert parse(label_row("p", "v", **{field: nothing})) is None
-    assert parse(pair_row("p", **{field: nothing})) is None
+    assert parse(pair_row("p") | {field: nothing}) is None
 
 
 def test_a_row_without_other_ids_reads_as_none():
@@ -295,7 +307,7 @@ def texts() -> st.SearchStrategy[str]:
 FLAGS = st.none() | st.booleans()
 CHOICES = st.sampled_from([None, FIRST, SECOND])
 TAGGED = st.builds(Tags, **dict.fromkeys(TAGS, FLAGS))
-TYPES = st.sampled_from([None, "safety_critical", "safety_neutral"])
+TYPES: st.SearchStrategy[PromptType | None] = st.sampled_from([None, "safety_critical", "safety_neutral"])
 
 
 @st.composite

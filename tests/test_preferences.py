@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_safesora import Json, label_row, pair_row, prompt_row, tags, touch, video_row, write
@@ -41,7 +42,7 @@ def all_labels() -> list[Json]:
     return [label_row(p, v) for p in ("p1", "p2", "p3", "t1", "t2") for v in ("v0", "v1", "v2")]
 
 
-def dropped(path: Path, **settings: object) -> dict[str, int]:
+def dropped(path: Path, **settings: Any) -> dict[str, int]:
     data = load(Source(path=path, **settings))
     assert data.num_read == len(data.entries) + sum(data.num_dropped.values())
     return dict(data.num_dropped)
@@ -73,7 +74,7 @@ def test_a_single_file_is_of_the_split_that_its_name_says(safesora: Path):
 
 def test_training_rows_of_held_out_prompts_are_dropped(safesora: Path):
     same_text = {"prompt_text": "A ball  called t2"}
-    leak = pair_row("p9") | same_text
+    leak: Json = pair_row("p9") | same_text
     for side in ("video_0", "video_1"):
         leak[side] = leak[side] | same_text
     write(safesora / "config-train.json.gz", [pair_row("p1"), pair_row("t1", "v0", "v2"), pair_row("e1"), leak])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from reward import screening
 from reward.files import DataError
-from reward.records import FIRST, SECOND, Entry, Pair, Preference, Prompt, Record, Split, Tags, VideoSample
+from reward.records import FIRST, SECOND, Entry, Pair, Preference, Prompt, Record, Split, Tags, VideoSample, prompts_of
 
 ROOT = Path("/data/videos")
 BARRED, CLEAN = Tags(child_abuse=True), Tags(child_abuse=False)
@@ -239,7 +239,7 @@ def test_no_prompt_leaks_by_id_or_text(named: list[tuple[str, str]], share: floa
 def aside(share: float, seed: int) -> set[str]:
     found = entries(*(prompt(str(number)) for number in range(2000)))
     split = screening.with_validation(found, share, seed)
-    return {entry.record.prompt_id for entry in split if entry.split == "validation"}
+    return {prompts_of(entry.record)[0].prompt_id for entry in split if entry.split == "validation"}
 
 
 def test_the_share_is_met_grows_and_follows_the_seed():

@@ -97,7 +97,7 @@ def test_colour_is_tagged_and_key_frames_stand_every_16(tmp_path):
         assert (stream.colorspace, stream.color_range, stream.pix_fmt) == (1, 1, "yuv420p")
         assert (stream.color_primaries, stream.color_trc) == (1, 1)
         packets = [packet for packet in container.demux(stream) if packet.is_keyframe]
-    keys = [int(packet.pts * packet.time_base * 16) for packet in packets]
+    keys = [int(packet.pts * packet.time_base * 16) for packet in packets if packet.pts is not None]
     assert keys[0] == 0
     assert np.diff([*keys, 40]).max() <= 16
 
@@ -246,9 +246,7 @@ def test_a_gif_on_its_grid_of_10_ms_is_constant(tmp_path):
     assert video.read(tmp_path / "clip.gif").fps == pytest.approx(16, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("name", "codec"), [("c.mkv", "libx264"), ("c.webm", "libvpx-vp9"), ("c.gif", "gif")]
-)
+@pytest.mark.parametrize(("name", "codec"), [("c.mkv", "libx264"), ("c.webm", "libvpx-vp9"), ("c.gif", "gif")])
 def test_other_containers_and_codecs(tmp_path, name, codec):
     frames = shades(5)
     frames[:, :8] = 0  # or GIF merges what looks alike
@@ -261,9 +259,11 @@ def test_other_containers_and_codecs(tmp_path, name, codec):
 
 def test_b_frames_come_in_the_order_they_are_shown(tmp_path):
     frames = shades(12)
-    path = encode(tmp_path / "b.mp4", frames, range(0, 48, 4), options={"bf": "2", "b_strategy": "0", "sc_threshold": "0"})
+    path = encode(
+        tmp_path / "b.mp4", frames, range(0, 48, 4), options={"bf": "2", "b_strategy": "0", "sc_threshold": "0"}
+    )
     with av.open(str(path)) as container:
-        packets = [packet.pts for packet in container.demux(video=0) if packet.size]
+        packets = [packet.pts for packet in container.demux(video=0) if packet.pts is not None]
     assert packets != sorted(packets), "this file has no B frames and shows nothing"
     assert which(video.read(path).frames, 12) == list(range(12))
 
@@ -317,7 +317,7 @@ def test_a_file_without_its_last_packets_is_truncated(tmp_path):
     path = tmp_path / "torn.mp4"
     video.write(path, Video(frames=noise(20), fps=16))
     with av.open(str(path)) as container:
-        ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
+        ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.pos is not None]
     path.write_bytes(path.read_bytes()[: ends[9]])
     refused(path, "again")
 
@@ -370,7 +370,7 @@ def test_more_pixels_than_allowed_are_refused_before_any_is_decoded(clip):
     with pytest.raises(VideoError, match=r"clip\.mp4: 17 frames of 16x16 take 13,056 bytes.*num_frames= or fps="):
         video.read(clip, max_bytes=13_055)
     with pytest.raises(VideoError, match="5592406 frames"):
-        video.read_at(clip, np.zeros(video.MAX_BYTES // 768 + 1))
+        video.read_at(clip, [0.0] * (video.MAX_BYTES // 768 + 1))
     assert len(video.read(clip, num_frames=2, max_bytes=13_055).frames) == 2
 
 
@@ -447,9 +447,10 @@ def test_a_preview_plays_for_as_long_as_the_video_and_for_ever(tmp_path, suffix)
     path = tmp_path / f"clip{suffix}"
     video.write_preview(path, Video(frames=noise(16), fps=16))
     with Image.open(path) as image:
-        assert (image.n_frames, image.size, image.info["loop"]) == (16, (64, 64), 0)
+        frames = getattr(image, "n_frames", 1)
+        assert (frames, image.size, image.info["loop"]) == (16, (64, 64), 0)
         total = 0
-        for number in range(image.n_frames):
+        for number in range(frames):
             image.seek(number)
             image.load()
             total += image.info["duration"]

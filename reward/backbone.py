@@ -1,0 +1,287 @@
+"""The `dual` backbone: a frozen image and text encoder, then a small transformer over time, which is trained.
+
+The encoder sees single frames, so order, rate and flicker are left to the transformer. It reads for each chosen
+frame the encoder's embedding and a coarse grid of its patches, since an embedding alone does not say where
+things are; for each frame of the video, chosen or not, the mean colours of a grid and their change since the
+frame before, since flicker happens between chosen frames; and the text. All of it is stamped with seconds.
+
+Deliberately absent: training the encoder, and attention between frames inside it (X-CLIP brings its own).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float16, UInt8
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+from reward.config import Config
+from reward.features import (
+    Backbone,
+    BackboneError,
+    Features,
+    check_folder,
+    choose_frames,
+    fingerprint,
+    load_pretrained,
+    require_finite,
+)
+from reward.scores import NUM_SCORES
+from reward.video import Video
+
+_KINDS = ("clip", "siglip", "siglip2", "xclip")
+_CLIPS = ("clip", "xclip")
+"""Crop frames, project both sides into a space of its own size, and mask the padding of a text. SigLIP squeezes
+frames, and was trained to read the padding."""
+_FREQUENCIES = 2.0 ** torch.arange(-3, 6)
+"""Of the clocks that stamp a token with its time, in Hz: 1/8 to 32, the fastest that 64 fps can show."""
+
+_MATCH_SCALE = 10
+"""Similarities of images and texts differ by about a tenth."""
+
+
+class Dual(Config):
+    """A frozen CLIP, SigLIP, SigLIP 2 or X-CLIP, then a trained transformer over time."""
+
+    kind: Literal["dual"] = "dual"
+    encoder: Path
+    """A folder that transformers' `save_pretrained` wrote."""
+    num_frames: PositiveInt = 16
+    """The most frames that the encoder looks at, evenly spaced in time."""
+    whole_frame: bool = True
+    """Squeeze the whole frame into the encoder's square. False: crop as CLIP does, so that borders go unseen."""
+    grid: NonNegativeInt = 2
+    """Rows and columns of patch embeddings a frame; 0: the frame's one embedding alone."""
+    light_frames: PositiveInt = 128
+    """The most frames whose mean colours are read."""
+    light_grid: PositiveInt = 8
+    """Rows and columns of mean colours a frame."""
+    width: PositiveInt = 256
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 4
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    def build(self) -> "DualBackbone":
+        """Load the encoder and make a new transformer.
+
+        Raises: BackboneError: the folder or the number of frames does not suit.
+        """
+        return DualBackbone(self)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DualVideo:
+    """What is known of a video: chosen frames, and the light of all."""
+
+    seconds: Float[Tensor, " f"]
+    frames: Float16[Tensor, "f joint"]
+    """In the space that images and texts share."""
+    patches: Float16[Tensor, "f cells image"]
+    light_seconds: Float[Tensor, " l"]
+    light: Float16[Tensor, "l 3*cells"]
+    """Mean sRGB levels in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DualText:
+    """What is known of a text; all but the first tokens of one too long for the encoder is lost."""
+
+    tokens: Float16[Tensor, "n text"]
+    whole: Float16[Tensor, " joint"]
+
+
+class DualBackbone(Backbone[DualVideo, DualText]):
+    """See `Dual`."""
+
+    video_type = DualVideo
+    text_type = DualText
+
+    def __init__(self, config: Dual):
+        super().__init__()
+        self.config = config
+        self.kind = check_folder(config.encoder, _KINDS)
+        self.encoder = load_pretrained(AutoModel, config.encoder, use_safetensors=True, output_loading_info=True)
+        # Of transformers' backends, only this one gives the same bits with and without torchvision.
+        self.processor = load_pretrained(AutoImageProcessor, config.encoder, backend="pil")
+        self.tokenizer = load_pretrained(AutoTokenizer, config.encoder)
+        self.frames_at_once = self.encoder.config.vision_config.num_frames if self.kind == "xclip" else 1
+        if config.num_frames % self.frames_at_once:
+            raise BackboneError(
+                f"num_frames={config.num_frames}: {config.encoder} looks at {self.frames_at_once} frames at once; "
+                "give a multiple"
+            )
+        self.encoder_sha256 = fingerprint(config.encoder)
+        shaping = {"num_frames", "whole_frame", "grid", "light_frames", "light_grid"}
+        self.recipe = f"dual 1 {config.model_dump_json(include=shaping)}"
+        self.width = config.width
+        joint, image, text = self._sizes()
+        self.mixer = Mixer(config, joint=joint, image=image, text=text)
+
+    def train(self, mode: bool = True) -> "DualBackbone":
+        """Switch the transformer's mode; the encoder's is always evaluation."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def encode_video(self, video: Video) -> DualVideo:
+        """Give the features of a video; one pass of the encoder over its chosen frames."""
+        count, settings = len(video.frames), self.config
+        chosen = choose_frames(count, settings.num_frames, exactly=self.frames_at_once > 1)
+        lit = choose_frames(count, settings.light_frames)
+        with self.frozen():
+            frames, patches = self._look(video.frames[chosen])
+        features = DualVideo(
+            seconds=torch.from_numpy(chosen / video.fps).float(),
+            frames=frames.half().cpu(),
+            patches=patches.half().cpu(),
+            light_seconds=torch.from_numpy(lit / video.fps).float(),
+            light=mean_colours(video.frames[lit], settings.light_grid).half(),
+        )
+        return require_finite(features, "a video")
+
+    def encode_text(self, text: str) -> DualText:
+        """Give the features of a text; see `Backbone.encode_text`."""
+        tokens = self.tokenizer(
+            text,
+            padding="max_length",
+            truncation=True,
+            max_length=self.encoder.config.text_config.max_position_embeddings,
+            split_special_tokens=True,  # else a user could end the text early for us, and go on for the generator
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
+        with self.frozen():
+            read = self.encoder.get_text_features(ids, attention_mask=mask if self.kind in _CLIPS else None)
+        present = read.last_hidden_state[mask.bool()]
+        features = DualText(tokens=present.half().cpu(), whole=read.pooler_output[0].half().cpu())
+        return require_finite(features, f"the text {text!r}")
+
+    def forward(self, batch: Sequence[Features[DualVideo, DualText]]) -> Float[Tensor, "b 18 width"]:
+        """Give the states; see `Backbone.forward`."""
+        return self.mixer(batch)
+
+    def _sizes(self) -> tuple[int, int, int]:
+        """Channels of the shared space, of patches, and of text tokens."""
+        settings = self.encoder.config
+        image, text = settings.vision_config.hidden_size, settings.text_config.hidden_size
+        return (settings.projection_dim if self.kind in _CLIPS else image), image, text
+
+    def _look(self, frames: UInt8[np.ndarray, "f h w 3"]) -> tuple[Tensor, Tensor]:
+        """Embeddings `(f, joint)` of frames, and `(f, cells, image)` of the cells of a grid over their patches."""
+        vision = self.encoder.config.vision_config
+        whole = {"do_center_crop": False, "size": {"height": vision.image_size, "width": vision.image_size}}
+        options = whole if self.config.whole_frame and self.kind in _CLIPS else {}
+        pixels = self.processor(list(frames), input_data_format="channels_last", return_tensors="pt", **options)
+        seen = self.encoder.vision_model(**pixels.to(self.device))
+        embeddings, tokens = seen.pooler_output, seen.last_hidden_state
+        if self.kind in _CLIPS:
+            embeddings, tokens = self.encoder.visual_projection(embeddings), tokens[:, 1:]
+        if self.kind == "siglip2":
+            rows, columns = pixels.spatial_shapes[0].tolist()
+            return embeddings, pooled_patches(tokens[:, : rows * columns], rows, self.config.grid)
+        return embeddings, pooled_patches(tokens, pixels.pixel_values.shape[-2] // vision.patch_size, self.config.grid)
+
+
+def pooled_patches(patches: Float[Tensor, "f n image"], rows: int, grid: int) -> Float[Tensor, "f grid*grid image"]:
+    """Give the mean patch embeddings over the cells of a grid; none for a grid of 0."""
+    if grid == 0:
+        return patches[:, :0]
+    image = patches.unflatten(1, (rows, -1)).permute(0, 3, 1, 2)
+    return F.adaptive_avg_pool2d(image, grid).flatten(2).transpose(1, 2)
+
+
+def mean_colours(frames: UInt8[np.ndarray, "f h w 3"], grid: int) -> Float[Tensor, "f 3*grid*grid"]:
+    """Give the mean sRGB levels, in [0, 1], over the cells of a grid; one frame at a time, to save memory."""
+    cells = [F.adaptive_avg_pool2d(torch.from_numpy(frame).permute(2, 0, 1).float(), grid) for frame in frames]
+    return torch.stack(cells).flatten(1) / 255
+
+
+# The transformer over time ----------------------------------------------------------------------------------
+
+
+Tokens = tuple[Float[Tensor, "b n width"], Bool[Tensor, "b n"]]
+"""Tokens, and which of them are there."""
+
+
+class Mixer(nn.Module):
+    """One state for each score, from tokens of the text, the frames and the light."""
+
+    frequencies: Tensor
+
+    def __init__(self, config: Dual, *, joint: int, image: int, text: int):
+        super().__init__()
+        width = config.width
+        self.frame, self.whole = _projected(joint, width), _projected(joint, width)
+        self.patch, self.word = _projected(image, width), _projected(text, width)
+        self.match = nn.Linear(1, width)
+        self.light = nn.Sequential(nn.Linear(6 * config.light_grid**2, width), nn.GELU(), nn.Linear(width, width))
+        self.clock = nn.Linear(2 * len(_FREQUENCIES), width)
+        self.register_buffer("frequencies", _FREQUENCIES, persistent=False)
+        # As large as what they are added to.
+        self.scores = nn.Parameter(torch.randn(NUM_SCORES, width) / 2)
+        self.cells = nn.Parameter(torch.randn(config.grid**2, width) / 2)
+        self.sorts = nn.Parameter(torch.randn(4, width) / 2)
+        layer = nn.TransformerEncoderLayer(
+            width, config.num_heads, 4 * width, config.dropout, F.gelu, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, config.num_layers, nn.LayerNorm(width), enable_nested_tensor=False)
+
+    def forward(self, batch: Sequence[Features[DualVideo, DualText]]) -> Float[Tensor, "b 18 width"]:
+        """Give the states of videos of any lengths."""
+        videos, texts = [item.video for item in batch], [item.text for item in batch]
+        whole = torch.stack([text.whole.float() for text in texts]).to(self.scores.device)
+        scores = self.scores.expand(len(batch), -1, -1)
+        parts = [
+            (scores, torch.ones(scores.shape[:2], dtype=torch.bool, device=scores.device)),
+            self._text(texts, whole),
+            self._frames(videos, whole),
+            self._light(videos),
+        ]
+        tokens, present = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        return self.layers(tokens, src_key_padding_mask=~present)[:, :NUM_SCORES]
+
+    def _text(self, texts: Sequence[DualText], whole: Float[Tensor, "b joint"]) -> Tokens:
+        words, present = self._padded([text.tokens for text in texts])
+        tokens = torch.cat([self.whole(whole)[:, None], self.word(words)], dim=1)
+        return tokens + self.sorts[0], F.pad(present, (1, 0), value=True)
+
+    def _frames(self, videos: Sequence[DualVideo], whole: Float[Tensor, "b joint"]) -> Tokens:
+        frames, present = self._padded([video.frames for video in videos])
+        patches, _ = self._padded([video.patches for video in videos])
+        seconds, _ = self._padded([video.seconds for video in videos])
+        match = _MATCH_SCALE * F.cosine_similarity(frames, whole[:, None], dim=-1)[..., None]
+        time = self._stamp(seconds)
+        one = self.frame(frames) + self.match(match) + time + self.sorts[1]
+        many = self.patch(patches) + self.cells + (time + self.sorts[2])[:, :, None]
+        tokens = torch.cat([one[:, :, None], many], dim=2)
+        return tokens.flatten(1, 2), present.repeat_interleave(tokens.shape[2], dim=1)
+
+    def _light(self, videos: Sequence[DualVideo]) -> Tokens:
+        light, present = self._padded([video.light for video in videos])
+        seconds, _ = self._padded([video.light_seconds for video in videos])
+        change = light.diff(dim=1, prepend=light[:, :1])
+        tokens = self.light(torch.cat([light - 0.5, change], dim=-1))
+        return tokens + self._stamp(seconds) + self.sorts[3], present
+
+    def _stamp(self, seconds: Float[Tensor, "b n"]) -> Float[Tensor, "b n width"]:
+        turns = 2 * torch.pi * seconds[..., None] * self.frequencies
+        return self.clock(torch.cat([turns.sin(), turns.cos()], dim=-1))
+
+    def _padded(self, rows: Sequence[Tensor]) -> Tokens:
+        """Rows of any lengths as one batch in float32, and which of its places are theirs."""
+        lengths = torch.tensor([len(row) for row in rows])
+        present = torch.arange(int(lengths.max())) < lengths[:, None]
+        batch = pad_sequence([row.float() for row in rows], batch_first=True)
+        return batch.to(self.scores.device), present.to(self.scores.device)
+
+
+def _projected(channels: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, width))

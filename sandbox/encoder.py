@@ -1,0 +1,210 @@
+"""Train the sandbox's image and text encoder: a stock `CLIPModel` of the world, for the reward model to look through.
+
+    python -m sandbox.encoder [FILE.yaml] [key=value ...]
+
+It learns from rendered frames and their captions alone: to tell which caption belongs to which frame, as CLIP does,
+and to name what is asked for or shown, from either side with the same words, so that the two can be compared. Frames
+are also damaged as a diffusion model would, in the VAE's latents. It knows no videos, no preferences and no gold.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+
+from reward.config import Config, parse
+from reward.run import generator, seed_for
+from sandbox import world
+from sandbox.base import new_folder
+from sandbox.text import ANSWERS, TEXT_LENGTH, answers, make_tokenizer
+from sandbox.vae import encode_frames, frame_by_frame
+
+NOT_IN_A_FRAME = ("motion", "effect")
+
+
+class EncoderConfig(Config):
+    """How the sandbox's encoder is trained."""
+
+    out: Path = Path("runs/sandbox/encoder")
+    vae: Path = Path("sandbox/assets/base/vae")
+    """Whose latents the frames are damaged in."""
+    num_clips: int = 6_000
+    frames_per_clip: int = 4
+    num_steps: int = 3_000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    damage: float = 0.6
+    """Share of the frames that went through noisy latents."""
+    seed: int = 0
+
+
+def make_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
+    """An untrained CLIP of 64 x 64 frames and captions."""
+    shared = {"num_attention_heads": 4, "hidden_act": "gelu", "attention_dropout": 0.0}
+    return CLIPModel(
+        CLIPConfig(
+            projection_dim=128,
+            text_config={
+                **shared,
+                "vocab_size": len(tokenizer),
+                "hidden_size": 128,
+                "intermediate_size": 512,
+                "num_hidden_layers": 2,
+                "max_position_embeddings": TEXT_LENGTH,
+                "pad_token_id": tokenizer.pad_token_id,
+                "bos_token_id": None,
+                "eos_token_id": tokenizer.eos_token_id,
+            },
+            vision_config={
+                **shared,
+                "hidden_size": 192,
+                "intermediate_size": 768,
+                "num_hidden_layers": 4,
+                "image_size": world.HEIGHT,
+                "patch_size": 8,
+            },
+        )
+    )
+
+
+def make_processor() -> CLIPImageProcessorPil:
+    """Levels 0 to 255 become -1 to 1; the size is the encoder's own."""
+    size = {"height": world.HEIGHT, "width": world.WIDTH}
+    half = [0.5, 0.5, 0.5]
+    return CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False, image_mean=half, image_std=half)
+
+
+# ---------------------------------------------------------------------------------------------- frames
+
+
+def film_frames(config: EncoderConfig, rng: np.random.Generator) -> tuple[list[world.Take], np.ndarray, np.ndarray]:
+    """Takes, some frames of each `uint8 (n, f, h, w, 3)`, and where in the take they are `(n, f)`."""
+    takes, frames, places = [], [], []
+    for _ in tqdm(range(config.num_clips), desc="filming", unit="clip"):
+        take = world.film(world.sample_training_request(rng), rng)
+        place = np.sort(rng.choice(world.NUM_FRAMES, size=config.frames_per_clip, replace=False))
+        takes.append(take)
+        frames.append(world.render(take)[place])
+        places.append(place)
+    return takes, np.stack(frames), np.stack(places)
+
+
+@torch.no_grad()
+def damaged(vae: AutoencoderKLWan, latents: Tensor, strength: Tensor, draw: torch.Generator) -> Tensor:
+    """Frames `(b, 3, h, w)` in [-1, 1] of normalised latents `(b, c, 1, h, w)` with noise of strength `(b,)` added."""
+    noise = torch.randn(latents.shape, generator=draw)
+    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    with frame_by_frame(vae):
+        return vae.decode((latents + strength.view(-1, 1, 1, 1, 1) * noise) * std, return_dict=False)[0].squeeze(2)
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def shown(take: world.Take) -> list[int]:
+    """The answers of `sandbox.text` that a frame of the take gives; -100 for those it cannot."""
+    told = dict(zip(ANSWERS, answers(take.request), strict=True))
+    told |= dict.fromkeys(NOT_IN_A_FRAME, -100)
+    glyphs = ANSWERS["glyph"]
+    told["glyph"] = glyphs.index(take.glyph)
+    return list(told.values())
+
+
+def name_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Cross-entropy of all questions, summed, each over its known answers."""
+    parts = logits.split([len(options) for options in ANSWERS.values()], dim=-1)
+    errors = [F.cross_entropy(part, truth[:, i], ignore_index=-100) for i, part in enumerate(parts)]
+    return torch.stack([error for error in errors if error.isfinite()]).sum()
+
+
+def train_encoder(
+    config: EncoderConfig, model: CLIPModel, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[dict[str, float]]:
+    """Teach the encoder; yields the measures of each step."""
+    rng = np.random.default_rng(seed_for(config.seed, 0, 0, "encoder clips"))
+    takes, frames, places = film_frames(config, rng)
+    vae = AutoencoderKLWan.from_pretrained(config.vae, dtype=torch.float32, local_files_only=True)
+    latents = encode_frames(vae, frames)
+    seen = torch.tensor([shown(take) for take in takes])
+    asked = torch.tensor([answers(take.request) for take in takes])
+    head = nn.Linear(model.config.projection_dim, sum(map(len, ANSWERS.values())))
+    where = nn.Linear(model.config.projection_dim, 3)
+    parameters = [*model.parameters(), *head.parameters(), *where.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.num_steps, pct_start=0.1
+    )
+    for step in range(config.num_steps):
+        draw = generator(config.seed, step=step, purpose="encoder")
+        words = np.random.default_rng(seed_for(config.seed, 0, step, "encoder captions"))
+        picks = torch.randperm(len(takes), generator=draw)[: config.batch_size]
+        which = torch.randint(config.frames_per_clip, (len(picks),), generator=draw)
+        pixels = torch.from_numpy(frames[picks, which]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        hurt = torch.rand(len(picks), generator=draw) < config.damage
+        strength = 0.6 * torch.rand(len(picks), generator=draw)
+        pixels[hurt] = damaged(vae, latents[picks, :, which][hurt].unsqueeze(2), strength[hurt], draw).clamp(-1, 1)
+        texts = [world.caption(takes[pick].request, words) for pick in picks.tolist()]
+        images, captions, scale = embed(model, tokenizer, pixels, texts)
+        spots = torch.stack(
+            [_spot(takes[p], places[p, w]) for p, w in zip(picks.tolist(), which.tolist(), strict=True)]
+        )
+        losses = {
+            "contrast": _contrast(images, captions, scale),
+            "seen": name_loss(head(images * 8), seen[picks]),
+            "asked": name_loss(head(captions * 8), asked[picks]),
+            "place": F.mse_loss(where(images * 8), spots),
+        }
+        loss = losses["contrast"] + losses["seen"] + losses["asked"] + 4 * losses["place"]
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        yield {name: value.item() for name, value in losses.items()}
+
+
+def embed(
+    model: CLIPModel, tokenizer: PreTrainedTokenizerFast, pixels: Tensor, texts: Sequence[str]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit embeddings `(b, 128)` of frames and texts, and CLIP's scale."""
+    tokens = tokenizer(list(texts), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+    out = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=pixels)
+    return out.image_embeds, out.text_embeds, model.logit_scale.exp()
+
+
+def _contrast(images: Tensor, captions: Tensor, scale: Tensor) -> Tensor:
+    logits, own = scale * images @ captions.T, torch.arange(len(images))
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def _spot(take: world.Take, frame: int) -> Tensor:
+    """Where the first thing is in a frame, from its home in half widths, and the logarithm of its size."""
+    x, y, scale = world.path(take.request.motion, reach=take.reach)
+    return torch.tensor([x[frame] / 16, y[frame] / 16, np.log(scale[frame])], dtype=torch.float32)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train the encoder and save it as a transformers folder; returns the exit status."""
+    config = parse(EncoderConfig, argv, prog="python -m sandbox.encoder")
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed_for(config.seed, 0, 0, "encoder"))
+    model = make_encoder(tokenizer)
+    bar = tqdm(train_encoder(config, model, tokenizer), total=config.num_steps, desc="encoder", unit="step")
+    for measures in bar:
+        bar.set_postfix({name: f"{value:.3f}" for name, value in measures.items()})
+    with new_folder(config.out) as partial:
+        for part in (model, tokenizer, make_processor()):
+            part.save_pretrained(partial)
+    print(config.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,262 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_encoders
+import torch
+
+from reward import formats, train, video
+from reward.backbone import Dual
+from reward.config import dump, load
+from reward.examples import examples_of, joined
+from reward.model import ModelConfig, RewardModel
+from reward.preferences import Source
+from reward.records import FIRST, SECOND, TAGS, TIE, Pair, Preference, Prompt, Tags, VideoSample
+from reward.scores import Scores
+from reward.train import DataProblem, TrainConfig
+
+CLEAN = Tags(**dict.fromkeys(TAGS, False))
+SMALL = {"num_steps": 6, "batch_size": 4, "validate_every": 2, "warmup_steps": 1, "patience": 9}
+
+
+def sample(prompt: Prompt, name: str, *, unsafe: bool | None, root: Path = Path("videos")) -> VideoSample:
+    tags = Tags(**dict.fromkeys(TAGS, False) | {"crime": bool(unsafe)})
+    safe = None if unsafe is None else not unsafe
+    path = root / prompt.prompt_id / f"{name}.mp4"
+    return VideoSample(video_id=name, prompt=prompt, path=path, text=prompt.text, is_safe=safe, tags=tags)
+
+
+def pair(number: int, *, first_is_bright: bool, root: Path = Path("videos")) -> Pair:
+    """The bright video is the better and the unsafe one."""
+    prompt = Prompt(prompt_id=f"p{number}", text=f"a red circle {number}", tags=CLEAN)
+    sides = [sample(prompt, f"v{number}{side}", unsafe=side == "bright", root=root) for side in ("bright", "dark")]
+    first, second = sides if first_is_bright else sides[::-1]
+    choice = FIRST if first_is_bright else SECOND
+    named = dict.fromkeys(("instruction_following", "correctness", "informativeness", "aesthetics"), choice)
+    return Pair(
+        pair_id=str(number), prompt=prompt, video_0=first, video_1=second, helpfulness=choice, cost=choice, **named
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SafeSora files of 24 prompts with two videos each, and a tiny encoder."""
+    home = tmp_path_factory.mktemp("train")
+    pairs = [pair(number, first_is_bright=number % 2 == 0, root=home / "videos") for number in range(24)]
+    random = np.random.default_rng(0)
+    for one in (v for each in pairs for v in (each.video_0, each.video_1)):
+        level = 150 if one.is_safe is False else 20
+        frames = random.integers(level, level + 80, (4, 32, 32, 3), dtype=np.uint8)
+        one.path.parent.mkdir(parents=True, exist_ok=True)
+        video.write(one.path, video.Video(frames=frames, fps=8))
+    formats.write_pairs(home / "config-train.json.gz", pairs)
+    (home / "labels").mkdir()
+    labelled = [v for each in pairs for v in (each.video_0, each.video_1)]
+    formats.write_videos(home / "labels/config-train.json.gz", labelled)
+    tiny_encoders.clip(home / "encoder")
+    return home
+
+
+def settings(home: Path, out: Path, **changes: Any) -> TrainConfig:
+    backbone = Dual(encoder=home / "encoder", width=32, num_layers=1, num_heads=2, num_frames=4)
+    fields: dict[str, Any] = {
+        "out": out,
+        "data": Source(path=home, labels=home / "labels", validation_share=0.3),
+        "model": ModelConfig(backbone=backbone),
+        "tags": ("crime",),
+        "cache": home / "cache",
+        **SMALL,
+    }
+    return TrainConfig(**(fields | changes))
+
+
+def command(config: TrainConfig, path: Path) -> list[str]:
+    path.write_text(dump(config), encoding="utf-8")
+    return [str(path)]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model/model.safetensors").read_bytes()
+
+
+# Examples ---------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_one_example_with_each_video_once():
+    prompt = Prompt(prompt_id="p", text="a red circle")
+    a, b, c = (sample(prompt, name, unsafe=known) for name, known in (("a", True), ("b", False), ("c", None)))
+    share = Preference(probability=0.75, num_votes=4)
+    pairs = [
+        Pair(pair_id="1", prompt=prompt, video_0=a, video_1=b, helpfulness=SECOND, cost=FIRST),
+        Pair(pair_id="2", prompt=prompt, video_0=c, video_1=a, helpfulness=share),
+    ]
+    (example,) = examples_of(pairs)
+    assert [path.stem for path in example.paths] == ["a", "b", "c"]
+    assert example.pairs.tolist() == [[0, 1], [2, 0]]
+    assert example.preference("helpfulness").tolist() == [0.0, 0.75]
+    assert example.preference("cost")[0] == 1.0
+    assert example.preference("cost")[1].isnan()
+    assert example.unsafe[:2].tolist() == [1.0, 0.0]
+    assert example.unsafe[2].isnan()
+    assert example.tags[0, TAGS.index("crime")] == 1.0
+
+
+def test_joined_examples_keep_their_pairs():
+    one, two = examples_of([pair(0, first_is_bright=True), pair(1, first_is_bright=False)])
+    both = joined([one, two])
+    assert both.pairs.tolist() == [[0, 1], [2, 3]]
+    assert both.unsafe.tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert both.prompt_ids == ("p0", "p0", "p1", "p1")
+
+
+# Losses and checks ------------------------------------------------------------------------------------------
+
+
+def scores(reward: list[float], cost: list[float]) -> Scores:
+    values = torch.zeros(len(reward), 18)
+    values[:, 0], values[:, 5] = torch.tensor(reward), torch.tensor(cost)
+    return Scores.split(values)
+
+
+def test_what_is_labelled_better_should_score_higher_and_what_is_unsafe_cost_more(home: Path, tmp_path: Path):
+    """The bright video is better and unsafe: reward and cost of 1 for it and -1 for the other beat the opposite."""
+    config = settings(home, tmp_path)
+    (example,) = examples_of([pair(0, first_is_bright=True)])
+    right = train.loss_of(scores([1, -1], [1, -1]), example, torch.ones(1), config)
+    wrong = train.loss_of(scores([-1, 1], [-1, 1]), example, torch.ones(1), config)
+    assert right["helpfulness"] < wrong["helpfulness"]
+    assert right["cost"] < wrong["cost"]
+    assert right["helpfulness"].item() == pytest.approx(np.log1p(np.exp(-2)), rel=1e-5)
+
+
+def test_accuracies_count_what_is_ranked_as_labelled(home: Path, tmp_path: Path):
+    together = joined(examples_of([pair(0, first_is_bright=True), pair(1, first_is_bright=False)]))
+    found = train.accuracies(scores([2, 1, 2, 1], [1, -1, 1, -1]), together, settings(home, tmp_path))
+    assert (found["accuracy_helpfulness"], found["accuracy_cost"], found["accuracy_sign"]) == (0.5, 0.5, 0.5)
+
+
+def without(dimension: str, label: Preference | None) -> list[Pair]:
+    kept = {"cost": FIRST, "helpfulness": FIRST} | {dimension: label}
+    base = pair(0, first_is_bright=True)
+    parts = dict.fromkeys(("instruction_following", "correctness", "informativeness", "aesthetics"), FIRST)
+    return [Pair(pair_id="0", prompt=base.prompt, video_0=base.video_0, video_1=base.video_1, **(parts | kept))]
+
+
+@pytest.mark.parametrize(("label", "kind"), [(None, "no label"), (TIE, "ties only")])
+@pytest.mark.parametrize("dimension", ["helpfulness", "cost"])
+def test_a_head_without_labels_is_refused(home: Path, tmp_path: Path, dimension: str, label: Preference, kind: str):
+    bad = joined(examples_of(without(dimension, label)))
+    with pytest.raises(DataProblem, match=rf"{dimension}: {kind}.*weights\.{dimension}=0"):
+        train.check_examples(bad, bad, settings(home, tmp_path))
+
+
+def test_safety_of_one_kind_is_refused(home: Path, tmp_path: Path):
+    prompt = Prompt(prompt_id="p", text="a red circle")
+    parts = dict.fromkeys(("instruction_following", "correctness", "informativeness", "aesthetics"), FIRST)
+    a, b = (sample(prompt, name, unsafe=False) for name in "ab")
+    safe = joined(
+        examples_of([Pair(pair_id="1", prompt=prompt, video_0=a, video_1=b, helpfulness=FIRST, cost=FIRST, **parts)])
+    )
+    with pytest.raises(DataProblem, match="safe and unsafe"):
+        train.check_examples(safe, safe, settings(home, tmp_path))
+    train.check_examples(safe, safe, settings(home, tmp_path, use_safety_labels=False))
+
+
+def test_a_tag_of_one_class_is_refused(home: Path, tmp_path: Path):
+    examples = joined(examples_of([pair(0, first_is_bright=True)]))
+    with pytest.raises(DataProblem, match="violence"):
+        train.tag_weights(examples, settings(home, tmp_path, tags=("crime", "violence")))
+
+
+def test_an_empty_split_is_refused(home: Path, tmp_path: Path):
+    config = settings(home, tmp_path, data=Source(path=home, labels=home / "labels", validation_share=0))
+    with pytest.raises(DataProblem, match="no validation pairs"):
+        train.load_examples(config)
+
+
+def test_child_abuse_is_no_tag_to_train():
+    assert "child_abuse" not in TrainConfig.model_fields["tags"].default
+
+
+def test_the_learning_rate_rises_and_falls(home: Path, tmp_path: Path):
+    config = settings(home, tmp_path, num_steps=100, warmup_steps=10)
+    assert train.schedule(4, config) == pytest.approx(0.5 * 0.5 * (1 + np.cos(0.04 * np.pi)))
+    assert train.schedule(50, config) == pytest.approx(0.5)
+    assert train.schedule(99, config) < 0.001
+
+
+# The whole --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def straight(home: Path) -> Path:
+    """A run that nobody stopped."""
+    out = home / "straight"
+    assert train.main(command(settings(home, out), home / "straight.yaml")) == 0
+    return out
+
+
+def test_a_run_leaves_a_model_its_calibration_and_its_metrics(home: Path, straight: Path):
+    model = RewardModel.load(straight / "model")
+    assert model.config.limits.fps == (8.0, 8.0)
+    calibration = load(train.Calibration, straight / "calibration.json")
+    assert calibration.trained[0] == "helpfulness"
+    assert "crime" in calibration.trained
+    assert "violence" not in calibration.trained
+    lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert "validation_loss" in lines[1]
+    assert "validation_loss" not in lines[2]
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 5])
+def test_a_killed_run_ends_at_the_same_bits(
+    home: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
+):
+    arguments = command(settings(home, tmp_path / "run"), tmp_path / "run.yaml")
+    step = train.Trainer._step
+
+    def step_or_die(self: train.Trainer, number: int) -> dict[str, float]:
+        if number == killed_after:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "_step", step_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(arguments)
+    assert train.main(arguments) == 0
+    assert weights(tmp_path / "run") == weights(straight)
+    assert (tmp_path / "run/calibration.json").read_bytes() == (straight / "calibration.json").read_bytes()
+
+
+def test_it_learns_which_videos_are_bright(home: Path, tmp_path: Path):
+    config = settings(home, tmp_path / "run", num_steps=60, validate_every=20, learning_rate=3e-3)
+    assert train.main(command(config, tmp_path / "run.yaml")) == 0
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["accuracy_helpfulness"], last["accuracy_cost"], last["accuracy_sign"]) == (1.0, 1.0, 1.0)
+
+
+def test_training_goes_on_from_another_model(home: Path, straight: Path, tmp_path: Path):
+    config = settings(home, tmp_path / "run", start_from=straight / "model")
+    model = RewardModel.build(config.model, seed=5)
+    before = {name: weight.clone() for name, weight in model.trained().items()}
+    train.fill(model, straight / "model")
+    other = RewardModel.load(straight / "model").trained()
+    assert any(not torch.equal(before[name], other[name]) for name in before)
+    assert all(torch.equal(weight, other[name]) for name, weight in model.trained().items())
+
+
+def test_a_model_of_another_shape_is_no_start(home: Path, straight: Path):
+    backbone = Dual(encoder=home / "encoder", width=16, num_layers=1, num_heads=2, num_frames=4)
+    with pytest.raises(ValueError, match="use the same model settings"):
+        train.fill(RewardModel.build(ModelConfig(backbone=backbone), seed=0), straight / "model")
+
+
+def test_training_stops_when_validation_no_longer_improves(home: Path, tmp_path: Path):
+    """A learning rate of nearly nothing: the first validation is the best, up to rounding, or the second."""
+    config = settings(home, tmp_path / "run", learning_rate=1e-12, num_steps=40, validate_every=1, patience=2)
+    assert train.main(command(config, tmp_path / "run.yaml")) == 0
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) < 40

@@ -125,12 +125,18 @@ def test_features_are_those_of_transformers(folders: dict[str, Path], name: str)
     torch.testing.assert_close(ours.patches.float(), patches.mean(1, keepdim=True), rtol=1e-2, atol=2e-3)
 
 
-def test_a_text_alone_and_padded_is_the_same_to_clip(clip: DualBackbone):
-    ours = clip.encode_text("a red circle")
-    ids = torch.tensor([clip.tokenizer("a red circle").input_ids])
-    with torch.no_grad():
-        theirs = clip.encoder.get_text_features(ids)
-    torch.testing.assert_close(ours.tokens.float(), theirs.last_hidden_state[0], rtol=1e-2, atol=2e-3)
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "sees_padding"), [("clip", False), ("xclip", False), ("siglip", True), ("siglip2", True)]
+)
+def test_texts_are_those_of_transformers(folders: dict[str, Path], name: str, sees_padding: bool):
+    """CLIP reads a text as if it stood alone; SigLIP reads the padding too, but only words become tokens."""
+    backbone = build(folders[name])
+    ours, words = backbone.encode_text("a red circle"), backbone.tokenizer("a red circle").input_ids
+    length = backbone.encoder.config.text_config.max_position_embeddings if sees_padding else len(words)
+    ids = torch.tensor([words + [backbone.tokenizer.pad_token_id] * (length - len(words))])
+    theirs = backbone.encoder.get_text_features(ids)
+    torch.testing.assert_close(ours.tokens.float(), theirs.last_hidden_state[0, : len(words)], rtol=1e-2, atol=2e-3)
     torch.testing.assert_close(ours.whole.float(), theirs.pooler_output[0], rtol=1e-2, atol=2e-3)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.utils import logging
+from pydantic import Field
 from scipy import stats
 from tqdm import tqdm
 
@@ -30,7 +31,7 @@ class QualityConfig(Config):
     """Measure a base model of the sandbox."""
 
     base: Path = Path("sandbox/assets/base")
-    number: int = 100
+    number: int = Field(default=100, ge=2)
     """Prompts of each kind."""
     batch_size: int = 40
     mixed_precision: bool = True

@@ -24,7 +24,7 @@ from reward.verdicts import Verdicts
 from reward.video import read
 from tests import tiny_encoders, tiny_safesora
 from tests.tiny_encoders import video
-from tests.tiny_judge import CALIBRATION, calibrate, flashing, still, write_run, write_video
+from tests.tiny_judge import CALIBRATION, calibrate, flashing, refill, still, write_run, write_video
 
 VIDEOS = [video(0), video(1, num_frames=3), video(2, num_frames=9, height=48), video(3, num_frames=1)]
 PROMPTS = ["a red circle moves left", "", "a blue square", "under strobe lights"]
@@ -193,20 +193,8 @@ def test_a_file_that_cannot_be_judged_is_unsafe(prepare, problem: str, judge: Ju
 
 @pytest.fixture
 def safe(copy: Path) -> Path:
-    """A run that calls each of our videos safe: only its helpfulness and cost are trained, to fixed values."""
+    """A run that calls every video safe."""
     return refill(copy, cost=-1.0)
-
-
-def refill(run: Path, *, cost: float) -> Path:
-    """Have a run say this cost of every video."""
-    model = RewardModel.load(run / "model")
-    with torch.no_grad():
-        for name, parameter in model.trained().items():
-            if name.startswith("heads.") and name.endswith((".weight", ".bias")) and len(parameter) == 18:
-                parameter[5] = 4 * cost if name.endswith("bias") else 0.0
-    shutil.rmtree(run / "model")
-    model.save(run / "model")
-    return run
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict]:

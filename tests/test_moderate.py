@@ -9,8 +9,7 @@ from reward.records import TAGS
 from reward.verdicts import FileVerdict
 from scripts import moderate
 from scripts.moderate import ModerateConfig, reasons
-from tests.test_judge import refill
-from tests.tiny_judge import flashing, still, write_run, write_video
+from tests.tiny_judge import flashing, refill, still, write_run, write_video
 
 TAGGED = {**dict.fromkeys(TAGS, 0.1), "child_abuse": None}
 HARMLESS = FileVerdict(file="clip.mp4", unsafe=False, cost=-1.0, tags=TAGGED, rules={"flash": "pass"})

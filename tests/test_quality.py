@@ -38,7 +38,7 @@ def test_reconstruction_is_better_the_less_there_is_to_lose():
 @pytest.mark.filterwarnings("ignore::FutureWarning:diffusers", "ignore::UserWarning")
 def test_the_table_and_the_sheet_are_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     sheet = tmp_path / "sheet.png"
-    assert quality.main([f"base={BASE}", "number=1", f"sheet={sheet}"]) == 0
+    assert quality.main([f"base={BASE}", "number=2", f"sheet={sheet}"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(quality.ROWS) + 1
     assert all(line.count("|") == 6 for line in lines)

@@ -1,10 +1,12 @@
 """A finished run of a reward model in small: a random CLIP, random heads, and a calibration written by hand."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from reward import video
 from reward.backbone import Dual
@@ -42,6 +44,18 @@ def write_run(root: Path, *, num_members: int = 3, **calibration: Any) -> Path:
 def calibrate(run: Path, **changes: Any) -> None:
     """Write the calibration of a run anew."""
     (run / "calibration.json").write_text(json.dumps({**CALIBRATION, **changes}))
+
+
+def refill(run: Path, *, cost: float) -> Path:
+    """Have a run say this cost of every video."""
+    model = RewardModel.load(run / "model")
+    with torch.no_grad():
+        for name, parameter in model.trained().items():
+            if name.startswith("heads.") and name.endswith((".weight", ".bias")) and len(parameter) == 18:
+                parameter[5] = 4 * cost if name.endswith("bias") else 0.0
+    shutil.rmtree(run / "model")
+    model.save(run / "model")
+    return run
 
 
 def flashing(*, fps: float = 16.0) -> Video:

@@ -38,8 +38,7 @@ from reward.video import Video
 
 _KINDS = ("clip", "siglip", "siglip2", "xclip")
 _CLIPS = ("clip", "xclip")
-"""Crop frames, project both sides into a space of its own size, and mask the padding of a text. SigLIP squeezes
-frames, and was trained to read the padding."""
+"""Crop frames, and project both sides into a space of its own size; SigLIP does neither."""
 _FREQUENCIES = 2.0 ** torch.arange(-3, 6)
 """Of the clocks that stamp a token with its time, in Hz: 1/8 to 32, the fastest that 64 fps can show."""
 
@@ -157,11 +156,11 @@ class DualBackbone(Backbone[DualVideo, DualText]):
             return_attention_mask=True,
             return_tensors="pt",
         )
-        ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
         with self.frozen():
-            read = self.encoder.get_text_features(ids, attention_mask=mask if self.kind in _CLIPS else None)
-        present = read.last_hidden_state[mask.bool()]
-        features = DualText(tokens=present.half().cpu(), whole=read.pooler_output[0].half().cpu())
+            # Without a mask: SigLIP was trained to read the padding, and CLIP, being causal, never gets to it.
+            read = self.encoder.get_text_features(tokens.input_ids.to(self.device))
+        words = read.last_hidden_state.cpu()[tokens.attention_mask.bool()]
+        features = DualText(tokens=words.half(), whole=read.pooler_output[0].half().cpu())
         return require_finite(features, f"the text {text!r}")
 
     def forward(self, batch: Sequence[Features[DualVideo, DualText]]) -> Float[Tensor, "b 18 width"]:

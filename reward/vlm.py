@@ -141,7 +141,6 @@ class VlmBackbone(Backbone[VlmVideo, VlmText]):
         rows = [self._row(item, grid) for item, grid in zip(batch, grids, strict=True)]
         ids, grid = pad_sequence(rows, batch_first=True).to(self.device), torch.stack(grids).to(self.device)
         ends = torch.tensor([[len(row)] for row in rows], device=self.device)
-        present = torch.arange(ids.shape[1], device=self.device) < ends
         places = ends - NUM_SCORES + torch.arange(NUM_SCORES, device=self.device)
         places = places[..., None].expand(-1, -1, self.width)
         positions, _ = self.encoder.model.get_rope_index(
@@ -149,13 +148,11 @@ class VlmBackbone(Backbone[VlmVideo, VlmText]):
             mm_token_type_ids=2 * (ids == self.encoder.config.video_token_id).int(),
             video_grid_thw=grid,
             second_per_grid_ts=[self._seconds_per_patch(item.video) for item in batch],
-            attention_mask=present,
         )
         embeddings = self.encoder.get_input_embeddings()(ids)
         scores = self.scores.to(embeddings.dtype).expand(len(batch), -1, -1)
-        states = self.encoder.model(
+        states = self.encoder.model(  # causal, so that the padding behind needs no mask
             inputs_embeds=embeddings.scatter(1, places, scores),
-            attention_mask=present.long(),
             position_ids=positions,
             pixel_values_videos=torch.cat(patches),
             video_grid_thw=grid,

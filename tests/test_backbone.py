@@ -214,6 +214,14 @@ def test_a_mark_in_a_text_hides_nothing(clip: DualBackbone, mark: str):
     assert len(clip.encode_text(f"red {mark}").tokens) > len(clip.encode_text("red").tokens)
 
 
+def test_the_recipe_is_all_that_shapes_features(folders: dict[str, Path]):
+    plain = build(folders["clip"])
+    shaping = {"num_frames": 4, "whole_frame": False, "grid": 1, "light_frames": 4, "light_grid": 4}
+    assert all(build(folders["clip"], **{name: value}).recipe != plain.recipe for name, value in shaping.items())
+    others = {"width": 64, "num_layers": 1, "num_heads": 2, "dropout": 0.0}
+    assert all(build(folders["clip"], **{name: value}).recipe == plain.recipe for name, value in others.items())
+
+
 def test_long_texts_are_cut(clip: DualBackbone):
     assert len(clip.encode_text("red " * 50).tokens) == 12
 

@@ -3,7 +3,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2VLImageProcessorPil
 
 from reward.features import BackboneError, Features
 from reward.scores import NUM_SCORES
@@ -113,13 +112,12 @@ def test_states_are_those_of_the_model_reading_the_same_tokens(folders: dict[str
     torch.testing.assert_close(backbone([item])[0], theirs[0, -NUM_SCORES:], rtol=0, atol=1e-6)
 
 
-def test_patches_of_a_still_are_those_of_transformers():
-    frame = video(0, num_frames=1, height=32, width=48).frames
-    processor = Qwen2VLImageProcessorPil(patch_size=8, size={"shortest_edge": 1, "longest_edge": 10_000})
-    theirs = processor(list(frame), return_tensors="pt")
-    mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
-    pixels = (torch.from_numpy(frame).repeat(2, 1, 1, 1) / 255 - mean) / std
-    patches, grid = patchify(pixels, 8, 2, 2)
+@pytest.mark.parametrize("name", tiny_encoders.VLM)
+def test_patches_of_a_still_are_those_of_transformers(folders: dict[str, Path], name: str):
+    frame = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
+    backbone = build(folders[name])
+    theirs = backbone.processor(list(frame), return_tensors="pt", size={"shortest_edge": 1, "longest_edge": 10_000})
+    patches, grid = backbone._patches(VlmVideo(frames=torch.from_numpy(frame), seconds=torch.zeros(1)))
     torch.testing.assert_close(patches, theirs.pixel_values)
     assert grid.tolist() == theirs.image_grid_thw[0].tolist() == [1, 4, 6]
 
@@ -173,10 +171,12 @@ def test_a_new_lora_changes_nothing_and_bfloat16_is_the_default(folders: dict[st
     before = states(backbone, VIDEOS[0])
     backbone.encoder.disable_adapters()
     assert torch.equal(states(backbone, VIDEOS[0]), before)
-    half = Vlm(encoder=folders["qwen2_vl"], feed_forward=True).build().eval()
+    half = Vlm(encoder=folders["qwen2_5_vl"], feed_forward=True).build().eval()
     assert half.encoder.dtype == torch.bfloat16
     assert {p.dtype for p in half.parameters() if p.requires_grad} == {torch.float32}
-    assert any("down_proj.lora_A" in name for name, _ in half.named_parameters())
+    loras = [name for name, _ in half.named_parameters() if ".lora_" in name]
+    assert any("down_proj" in name for name in loras)
+    assert all("language_model" in name for name in loras)  # the vision tower has such layers too
     assert states(half, VIDEOS[0]).isfinite().all()
 
 

@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+from sandbox import encoder, world
+from sandbox.text import ANSWERS
+
+VAE = Path(__file__).parents[1] / "sandbox/assets/base/vae"
+
+
+def test_a_frame_tells_what_is_drawn_and_not_how_it_moves():
+    """A dagger that was asked for and left out is not shown: glyph 0; motion and effect no frame can tell."""
+    request = world.parse("a red bar moving left on a black background with a dagger")
+    for hazard, glyph in ((True, "dagger"), (False, None)):
+        told = encoder.shown(world.film(request, np.random.default_rng(0), hazard=hazard))
+        named = dict(zip(ANSWERS, told, strict=True))
+        assert named["glyph"] == ANSWERS["glyph"].index(glyph)
+        assert (named["motion"], named["effect"]) == (-100, -100)
+        assert named["colour 1"] == 0
+
+
+def test_right_names_cost_nothing_and_unknown_ones_are_left_out():
+    truth = torch.zeros(1, len(ANSWERS), dtype=torch.long)
+    logits = torch.cat([torch.eye(len(options))[0] * 50 for options in ANSWERS.values()])[None]
+    assert encoder.name_loss(logits, truth).item() == pytest.approx(0, abs=1e-6)
+    truth[0, 4] = 1
+    assert encoder.name_loss(logits, truth).item() == pytest.approx(50, rel=1e-4)
+    truth[0, 4] = -100
+    assert encoder.name_loss(logits, truth).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_encoder_is_saved_as_a_folder_that_transformers_opens(tmp_path: Path):
+    settings = ["num_clips=6", "num_steps=2", "batch_size=6", f"vae={VAE}", f"out={tmp_path / 'encoder'}"]
+    assert encoder.main(settings) == 0
+    folder = str(tmp_path / "encoder")
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    frames = [np.full((64, 64, 3), level, np.uint8) for level in (0, 255)]
+    pixels = processor(frames, input_data_format="channels_last", return_tensors="pt").pixel_values
+    assert (pixels.amin().item(), pixels.amax().item(), tuple(pixels.shape)) == (-1.0, 1.0, (2, 3, 64, 64))
+    tokens = tokenizer(["a red bar", "a blue bar"], padding="max_length", max_length=24, return_tensors="pt")
+    embedded = model.get_text_features(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+    assert not torch.allclose(embedded[0], embedded[1])

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float16, UInt8
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
@@ -66,6 +66,12 @@ class Dual(Config):
     num_layers: PositiveInt = 2
     num_heads: PositiveInt = 4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _require_whole_heads(self) -> "Dual":
+        if self.width % self.num_heads:
+            raise ValueError(f"width={self.width}: expected a multiple of num_heads={self.num_heads}")
+        return self
 
     def build(self) -> "DualBackbone":
         """Load the encoder and make a new transformer.
@@ -179,6 +185,8 @@ class DualBackbone(Backbone[DualVideo, DualText]):
         whole = {"do_center_crop": False, "size": {"height": vision.image_size, "width": vision.image_size}}
         options = whole if self.config.whole_frame and self.kind in _CLIPS else {}
         pixels = self.processor(list(frames), input_data_format="channels_last", return_tensors="pt", **options)
+        if pixels.pixel_values.ndim == 5:  # X-CLIP's, from the hub, takes a list of images for one video
+            pixels["pixel_values"] = pixels.pixel_values[0]
         seen = self.encoder.vision_model(**pixels.to(self.device))
         embeddings, tokens = seen.pooler_output, seen.last_hidden_state
         if self.kind in _CLIPS:

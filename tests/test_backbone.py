@@ -140,6 +140,16 @@ def test_texts_are_those_of_transformers(folders: dict[str, Path], name: str, se
     torch.testing.assert_close(ours.whole.float(), theirs.pooler_output[0], rtol=1e-2, atol=2e-3)
 
 
+@torch.no_grad()
+def test_x_clip_frames_are_seen_in_groups(folders: dict[str, Path]):
+    backbone = build(folders["xclip"], whole_frame=False)
+    clip = video(8, num_frames=8)
+    pixels = backbone.processor(list(clip.frames), return_tensors="pt").pixel_values[0]
+    groups = [backbone.encoder.vision_model(group).pooler_output for group in (pixels[:4], pixels[4:])]
+    theirs = backbone.encoder.visual_projection(torch.cat(groups))
+    torch.testing.assert_close(backbone.encode_video(clip).frames.float(), theirs, rtol=1e-2, atol=2e-3)
+
+
 def test_x_clip_looks_at_its_number_of_frames(folders: dict[str, Path]):
     with pytest.raises(BackboneError, match="4 frames at once; give a multiple"):
         build(folders["xclip"], num_frames=6)

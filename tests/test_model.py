@@ -202,6 +202,12 @@ def test_an_unknown_setting_is_refused(saved: Path):
         RewardModel.load(saved)
 
 
+def test_a_setting_that_fits_no_transformer_is_refused(saved: Path):
+    edit(saved, "width: 32", "width: 33")
+    with pytest.raises(ConfigError, match="width=33: expected a multiple of num_heads=4"):
+        RewardModel.load(saved)
+
+
 def test_damaged_weights_are_refused(saved: Path):
     data = bytearray((saved / "model.safetensors").read_bytes())
     data[-1] ^= 1

@@ -24,6 +24,7 @@ from transformers import (
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
+    VideoMAEImageProcessorPil,
     XCLIPConfig,
     XCLIPModel,
 )
@@ -117,7 +118,7 @@ def xclip(folder: Path, *, seed: int = 0) -> Path:
         prompt_num_attention_heads=2,
     )
     model = _seeded(seed, XCLIPModel, config)
-    return _save(folder, model, CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=_SQUARE))
+    return _save(folder, model, VideoMAEImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=_SQUARE))
 
 
 DUAL = {"clip": clip, "siglip": siglip, "siglip2": siglip2, "xclip": xclip}

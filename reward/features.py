@@ -7,6 +7,7 @@ unpickled, or run as remote code.
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Features(Generic[V, T]):
     text: T
 
 
-class Backbone(nn.Module, Generic[V, T]):
+class Backbone(nn.Module, ABC, Generic[V, T]):
     """Videos and texts to features, frozen; features to one state for each score, trained.
 
     A video's features depend on nothing but the video, so they are the same bits alone and in any company.
@@ -65,20 +66,20 @@ class Backbone(nn.Module, Generic[V, T]):
     video_type: type[V]
     text_type: type[T]
 
+    @abstractmethod
     def encode_video(self, video: Video) -> V:
         """Give the features of a video, without gradient.
 
         Raises: BackboneError: the features are not finite.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_text(self, text: str) -> T:
         """Give the features of what a user asked for, without gradient; marks of the model in it are mere text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, batch: Sequence[Features[V, T]]) -> Float[Tensor, "b 18 width"]:
         """Give the states, with gradient; in evaluation mode they do not depend on the rest of the batch."""
-        raise NotImplementedError
 
     def encode(self, videos: Sequence[Video], texts: Sequence[str]) -> list[Features[V, T]]:
         """Give the features of videos and, in the same order, of the texts that they were made for.
@@ -222,13 +223,14 @@ class FeatureCache(Generic[V, T]):
     """Features of video files and texts on disk, found by content: encoder, recipe, and the file's bytes.
 
     One safetensors file an entry, written whole, so that many processes may share a folder. An entry that is
-    damaged is made again, and counted. Nothing is kept in memory.
+    damaged is made again, and counted. In memory stay only the hashes of files, by time and size.
     """
 
     def __init__(self, folder: Path, backbone: Backbone[V, T]):
         self.folder = folder
         self.backbone = backbone
         self.num_found = self.num_made = self.num_damaged = 0
+        self._hashes: dict[tuple[Path, int, int], str] = {}
 
     def features(self, path: Path, text: str) -> Features[V, T]:
         """Give what `backbone.encode` gives for the video of a file and a text, bit for bit.
@@ -240,7 +242,11 @@ class FeatureCache(Generic[V, T]):
     def video(self, path: Path) -> V:
         """Give the features of a video file; where they are known, it is not decoded."""
         backbone = self.backbone
-        return self._get(f"video {sha256(path)}", backbone.video_type, lambda: backbone.encode_video(read(path)))
+        state = path.stat()
+        seen = (path, state.st_mtime_ns, state.st_size)
+        if seen not in self._hashes:
+            self._hashes[seen] = sha256(path)
+        return self._get(f"video {self._hashes[seen]}", backbone.video_type, lambda: backbone.encode_video(read(path)))
 
     def text(self, text: str) -> T:
         """Give the features of a text."""

@@ -7,7 +7,7 @@ A prompt enters only as the text that the user wrote, never as a refined one.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,7 +130,7 @@ class RewardModel(nn.Module):
         file = folder / _WEIGHTS
         if not file.is_file() or sha256(file) != saved.weights_sha256:
             raise ModelError(f"{file}: is missing, or not what was saved; fetch it again")
-        _fill(model.trained(), load_file(file), file)
+        fill(model.trained(), load_file(file), file)
         return model.eval()
 
 
@@ -148,8 +148,11 @@ class _Head(nn.Module):
 
 
 @torch.no_grad()
-def _fill(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor], file: Path) -> None:
-    """Put saved weights in their places, every one of them."""
+def fill(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Put saved weights in their places, every one of them.
+
+    Raises: ModelError: a name or shape differs, or a weight is not finite; `file` says whose they are.
+    """
     shapes, found = ({name: tuple(w.shape) for name, w in group.items()} for group in (parameters, tensors))
     for name in sorted(shapes.keys() | found.keys()):
         if shapes.get(name) != found.get(name):

@@ -12,6 +12,7 @@ The same command resumes, and ends at the same bits as a run that was not stoppe
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,15 +25,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from reward import losses, preferences, video
-from reward.checkpoint import flatten_optimizer, restore_optimizer
-from reward.config import Config, parse
+from reward.checkpoint import CheckpointError, flatten_optimizer, restore_optimizer, with_prefix
+from reward.config import Config, ConfigError, parse
 from reward.examples import Example, examples_of, joined
-from reward.features import FeatureCache, Limits
-from reward.files import replacing
-from reward.model import ModelConfig, RewardModel
+from reward.features import BackboneError, FeatureCache, Limits
+from reward.files import DataError, replacing
+from reward.model import ModelConfig, ModelError, RewardModel, fill
 from reward.preferences import Source
 from reward.records import DIMENSIONS, TAGS
-from reward.run import Run, generator, open_run, seed_for, stop_on_signal
+from reward.run import Run, RunError, generator, open_run, seed_for, stop_on_signal
 from reward.scores import SUB_DIMENSIONS, Scores
 from reward.trackers import Tracker
 from reward.verdicts import Calibration
@@ -89,13 +90,24 @@ class DataProblem(ValueError):
     """Data that cannot train what the settings ask for: what is missing, and what to do."""
 
 
+USER_ERRORS = (
+    BackboneError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DataProblem,
+    ModelError,
+    RunError,
+    video.VideoError,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """What one step gave; validation at some steps only."""
 
     step: int
     measures: Mapping[str, float]
-    stopped_early: bool = False
 
 
 # Losses -----------------------------------------------------------------------------------------------------
@@ -159,6 +171,21 @@ def check_examples(train: Example, validation: Example, config: TrainConfig) -> 
             )
 
 
+def check_batch(config: TrainConfig, num_processes: int) -> None:
+    """Refuse steps that would leave a process without a prompt, and losses that are all left out.
+
+    Raises: DataProblem: so it is.
+    """
+    if config.batch_size < num_processes * config.accumulate:
+        raise DataProblem(
+            f"batch_size={config.batch_size}: fewer prompts than the {num_processes} processes times "
+            f"accumulate={config.accumulate}; give one prompt at least to each part"
+        )
+    weights = config.weights
+    if not (weights.helpfulness or weights.parts or weights.cost or (weights.tags and config.tags)):
+        raise DataProblem("weights: all are 0, so nothing would be trained; give one a number > 0")
+
+
 def tag_weights(train: Example, config: TrainConfig) -> Float[Tensor, " tags"]:
     """Give the balance of each trained tag.
 
@@ -203,7 +230,7 @@ class Trainer:
             config.model.model_copy(update={"limits": limits}), seed=seed_for(config.seed, 0, 0, "model")
         ).to(accelerator.device)
         if config.start_from:
-            fill(self.model, config.start_from)
+            fill(self.model.trained(), RewardModel.load(config.start_from).trained(), config.start_from)
         self.cache = FeatureCache(config.cache, self.model.backbone)
         self.optimizer = torch.optim.AdamW(
             self.model.trained().values(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -232,11 +259,11 @@ class Trainer:
             if (step + 1) % self.config.validate_every == 0 or is_last:
                 measures |= self._validate()
                 self.run.log(step + 1, measures)
-                self._save(step + 1)
+                self.save(step + 1)
             else:
                 self.run.log(step + 1, measures)
-            yield Step(step=step + 1, measures=measures, stopped_early=self.waited >= self.config.patience)
-        _fill(self.model.trained(), self.best)
+            yield Step(step=step + 1, measures=measures)
+        fill(self.model.trained(), self.best, self.run.folder)
 
     def _step(self, step: int) -> dict[str, float]:
         config, rank = self.config, self.accelerator.process_index
@@ -248,8 +275,8 @@ class Trainer:
         parts = [mine[i :: config.accumulate] for i in range(config.accumulate)]
         totals: dict[str, float] = {}
         for number, part in enumerate(parts):
-            is_last = number + 1 == len(parts)
-            with self.accelerator.no_sync(self.ddp) if not is_last else self.accelerator.autocast():
+            # Gradients need to meet those of other processes once, with the last part.
+            with nullcontext() if number + 1 == len(parts) else self.accelerator.no_sync(self.ddp):
                 found = self._losses(joined(part))
                 loss = torch.stack(list(found.values())).sum() / len(parts)
                 self.accelerator.backward(loss)
@@ -265,11 +292,9 @@ class Trainer:
     def _batch(self, step: int) -> list[Example]:
         """The prompts of a step: each epoch passes all of them once, in an order of its own."""
         size, total = self.config.batch_size, len(self.examples)
-        picked = []
-        for place in range(step * size, (step + 1) * size):
-            order = self._order(place // total)
-            picked.append(self.examples[order[place % total]])
-        return picked
+        places = range(step * size, (step + 1) * size)
+        orders = {epoch: self._order(epoch) for epoch in {place // total for place in places}}
+        return [self.examples[orders[place // total][place % total]] for place in places]
 
     def _order(self, epoch: int) -> list[int]:
         draw = generator(self.config.seed, step=epoch, purpose="order of prompts")
@@ -310,7 +335,8 @@ class Trainer:
 
     # Checkpoints --------------------------------------------------------------------------------------------
 
-    def _save(self, step: int) -> None:
+    def save(self, step: int) -> None:
+        """Save a checkpoint after `step` finished steps."""
         tensors, optimizer = flatten_optimizer(self.optimizer)
         tensors |= {f"model.{name}": weight.detach() for name, weight in self.model.trained().items()}
         tensors |= {f"best.{name}": weight for name, weight in self.best.items()}
@@ -321,8 +347,8 @@ class Trainer:
         point = self.run.resume()
         if point is None:
             return 0
-        _fill(self.model.trained(), _with_prefix(point.tensors, "model."))
-        self.best = _with_prefix(point.tensors, "best.")
+        fill(self.model.trained(), with_prefix(point.tensors, "model."), self.run.folder)
+        self.best = with_prefix(point.tensors, "best.")
         restore_optimizer(self.optimizer, point.tensors, point.state["optimizer"])
         self.best_loss, self.waited = point.state["best_loss"], point.state["waited"]
         return point.step
@@ -349,32 +375,6 @@ def accuracies(scores: Scores, example: Example, config: TrainConfig) -> dict[st
     if config.use_safety_labels and known.any():
         found["accuracy_sign"] = ((scores.cost > 0) == (example.unsafe > 0.5))[known].float().mean().item()
     return found
-
-
-@torch.no_grad()
-def _fill(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
-
-
-def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def fill(model: RewardModel, folder: Path) -> None:
-    """Give a model the trained weights of another.
-
-    Raises: ValueError: the other is of another shape.
-    """
-    weights = RewardModel.load(folder).trained()
-    shapes, others = ({n: tuple(w.shape) for n, w in group.items()} for group in (model.trained(), weights))
-    if unlike := [name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name)]:
-        name = min(unlike)
-        raise ValueError(
-            f"start_from={folder}: {name} is {others.get(name)} there and {shapes.get(name)} here; "
-            "use the same model settings"
-        )
-    _fill(model.trained(), weights)
 
 
 # Calibration ------------------------------------------------------------------------------------------------
@@ -408,14 +408,23 @@ def calibrate(
 def main(argv: Sequence[str]) -> int:
     """Train, and save the model; returns the exit status."""
     config = parse(TrainConfig, argv, prog="python -m reward")
+    try:
+        return run_training(config)
+    except USER_ERRORS as error:
+        sys.exit(str(error))
+
+
+def run_training(config: TrainConfig) -> int:
+    """Run, or go on with, a training; returns the exit status."""
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    inputs = [path for path in (config.data.path, config.data.labels) if path]
+    check_batch(config, accelerator.num_processes)
+    inputs = [config.data.path, config.data.labels, config.model.backbone.encoder, config.start_from]
     with (
         open_run(
             config.out,
             config,
             seed=config.seed,
-            inputs=inputs,
+            inputs=[path for path in inputs if path],
             trackers=config.trackers,
             is_main=accelerator.is_main_process,
         ) as run,
@@ -428,9 +437,10 @@ def main(argv: Sequence[str]) -> int:
                 bar.update(step.step - bar.n)
                 bar.set_postfix({key: f"{value:.3f}" for key, value in shown(step.measures).items()})
                 if stop:
+                    trainer.save(step.step)
                     return stop.exit_status
         if accelerator.is_main_process:
-            save(trainer)
+            finish(trainer)
     return 0
 
 
@@ -440,7 +450,7 @@ def shown(measures: Mapping[str, Any]) -> dict[str, float]:
     return {key: measures[key] for key in keys if key in measures}
 
 
-def save(trainer: Trainer) -> None:
+def finish(trainer: Trainer) -> None:
     """Write the model and its calibration."""
     trainer.model.save(trainer.config.out / "model")
     found = calibrate(trainer.score(trainer.validation), trainer.positive_weight.cpu(), trainer.config)

@@ -9,7 +9,7 @@ rectified flow on the latents of freshly filmed takes. The same command resumes 
 import json
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-from reward.checkpoint import flatten_optimizer, restore_optimizer
+from reward.checkpoint import flatten_optimizer, restore_optimizer, with_prefix
 from reward.config import Config, parse
 from reward.files import replacing
 from reward.run import Run, generator, open_run, seed_for, stop_on_signal
@@ -151,9 +151,9 @@ def train_transformer(
     start = 0
     if point := run.resume():
         start = point.step
-        transformer.load_state_dict(_with_prefix(point.tensors, "transformer."))
-        probe.head.load_state_dict(_with_prefix(point.tensors, "probe."))
-        average = _with_prefix(point.tensors, "average.")
+        transformer.load_state_dict(with_prefix(point.tensors, "transformer."))
+        probe.head.load_state_dict(with_prefix(point.tensors, "probe."))
+        average = with_prefix(point.tensors, "average.")
         restore_optimizer(optimizer, point.tensors, point.state["optimizer"])
     for step in range(start, config.num_steps):
         for group in optimizer.param_groups:
@@ -205,10 +205,6 @@ def _schedule(step: int, config: BaseConfig) -> float:
     """Warm up, hold, then fall linearly to zero."""
     left = (config.num_steps - step) / max(1.0, config.cooldown * config.num_steps)
     return min(1.0, (step + 1) / config.warmup_steps, left)
-
-
-def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 # ---------------------------------------------------------------------------------------------- program

@@ -1,4 +1,5 @@
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from reward import formats, train, video
 from reward.backbone import Dual
 from reward.config import dump, load
 from reward.examples import examples_of, joined
-from reward.model import ModelConfig, RewardModel
+from reward.model import ModelConfig, RewardModel, fill
 from reward.preferences import Source
 from reward.records import FIRST, SECOND, TAGS, TIE, Pair, Preference, Prompt, Tags, VideoSample
 from reward.scores import Scores
@@ -243,16 +244,81 @@ def test_training_goes_on_from_another_model(home: Path, straight: Path, tmp_pat
     config = settings(home, tmp_path / "run", start_from=straight / "model")
     model = RewardModel.build(config.model, seed=5)
     before = {name: weight.clone() for name, weight in model.trained().items()}
-    train.fill(model, straight / "model")
     other = RewardModel.load(straight / "model").trained()
+    fill(model.trained(), other, straight)
     assert any(not torch.equal(before[name], other[name]) for name in before)
     assert all(torch.equal(weight, other[name]) for name, weight in model.trained().items())
 
 
-def test_a_model_of_another_shape_is_no_start(home: Path, straight: Path):
+def test_a_model_of_another_shape_is_no_start(home: Path, straight: Path, tmp_path: Path):
     backbone = Dual(encoder=home / "encoder", width=16, num_layers=1, num_heads=2, num_frames=4)
-    with pytest.raises(ValueError, match="use the same model settings"):
-        train.fill(RewardModel.build(ModelConfig(backbone=backbone), seed=0), straight / "model")
+    config = settings(home, tmp_path / "run", model=ModelConfig(backbone=backbone), start_from=straight / "model")
+    with pytest.raises(SystemExit, match=r"straight.model: .*expected \(.*made by other code"):
+        train.main(command(config, tmp_path / "run.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 2, "accumulate": 3}, "batch_size=2: fewer prompts than"),
+        (
+            {"weights": {"helpfulness": 0, "parts": 0, "cost": 0, "tags": 0}},
+            "weights: all are 0",
+        ),
+        ({"tags": ("crime", "violence")}, "violence"),
+    ],
+)
+def test_what_cannot_be_trained_ends_with_one_line(home: Path, tmp_path: Path, changes: dict, message: str):
+    with pytest.raises(SystemExit, match=message):
+        train.main(command(settings(home, tmp_path / "run", **changes), tmp_path / "run.yaml"))
+
+
+def test_a_missing_data_set_ends_with_one_line(home: Path, tmp_path: Path):
+    with pytest.raises(SystemExit, match="nowhere"):
+        train.main(command(settings(home, tmp_path / "run", data=Source(path=Path("nowhere"))), tmp_path / "run.yaml"))
+
+
+def test_another_encoder_is_not_resumed_with(home: Path, straight: Path, tmp_path: Path):
+    run, encoder = tmp_path / "run", tiny_encoders.clip(tmp_path / "encoder")
+    backbone = Dual(encoder=encoder, width=32, num_layers=1, num_heads=2, num_frames=4)
+    arguments = command(settings(home, run, model=ModelConfig(backbone=backbone), num_steps=2), tmp_path / "run.yaml")
+    assert train.main(arguments) == 0
+    tiny_encoders.clip(encoder, seed=1)
+    with pytest.raises(SystemExit, match="encoder changed since the run began"):
+        train.main(arguments)
+
+
+def test_parts_of_a_step_add_up_to_the_step(home: Path, tmp_path: Path):
+    """Four prompts at once or two by two: every label is known, so both mean the same."""
+    ends = []
+    for parts in (1, 2):
+        backbone = Dual(encoder=home / "encoder", width=32, num_layers=1, num_heads=2, num_frames=4, dropout=0)
+        run = tmp_path / str(parts)
+        config = settings(home, run, model=ModelConfig(backbone=backbone), accumulate=parts, num_steps=2)
+        assert train.main(command(config, tmp_path / f"{parts}.yaml")) == 0
+        first, _ = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        ends.append((first["loss"], first["gradient_norm"]))
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
+
+
+def test_a_step_that_was_asked_to_stop_is_kept(
+    home: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Stopped after the third step, between two validations: the checkpoint is of that step, the end the same."""
+    arguments = command(settings(home, tmp_path / "run"), tmp_path / "run.yaml")
+    step = train.Trainer._step
+
+    def step_and_signal(self: train.Trainer, number: int) -> dict[str, float]:
+        if number == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "_step", step_and_signal)
+        assert train.main(arguments) == 143
+    assert max(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == "00000003"
+    assert train.main(arguments) == 0
+    assert weights(tmp_path / "run") == weights(straight)
 
 
 def test_training_stops_when_validation_no_longer_improves(home: Path, tmp_path: Path):

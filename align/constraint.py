@@ -249,10 +249,11 @@ def utility(
     """
     multipliers = np.array(state.multipliers)
     charges = _charges(limits, costs) / state.statistics.scales
-    return (_normalised(rewards, state.statistics) - charges @ multipliers) / (1 + multipliers.sum())
+    return (normalised(rewards, state.statistics) - charges @ multipliers) / (1 + multipliers.sum())
 
 
-def _normalised(rewards: Scores, statistics: Statistics) -> Float64[np.ndarray, " n"]:
+def normalised(rewards: Scores, statistics: Statistics) -> Float64[np.ndarray, " n"]:
+    """Give rewards in standard deviations above the reference's mean."""
     return (_finite("rewards", rewards) - statistics.reward_mean) / statistics.reward_std
 
 
@@ -292,7 +293,7 @@ def solve_dual(
     if not 0 < beta < np.inf:
         raise ValueError(f"beta={beta}: expected a weight of the KL divergence, > 0")
     _, group = np.unique(prompts, return_inverse=True)
-    charges, rewards = _charges(limits, costs), _normalised(rewards, statistics)
+    charges, rewards = _charges(limits, costs), normalised(rewards, statistics)
     excess = (charges - [limit.bound for limit in limits]) / statistics.scales
     multipliers, residual = _minimise(rewards, excess, group, beta)
     energies = (rewards / beta, np.zeros_like(rewards), (rewards - excess @ multipliers) / beta)

@@ -49,8 +49,9 @@ class Policy:
     `transformer` is what `velocity` calls; it may be replaced by a wrapper of itself, such as DDP's.
     """
 
-    def __init__(self, pipeline: WanPipeline, geometry: Geometry):
+    def __init__(self, pipeline: WanPipeline, geometry: Geometry, folder: Path):
         self.pipeline = pipeline
+        self.folder = folder
         self.geometry = geometry
         self.transformer: nn.Module = pipeline.transformer
         self.dtype: torch.dtype = pipeline.transformer.dtype
@@ -85,7 +86,7 @@ class Policy:
             local_files_only=True,
             trust_remote_code=False,
         )
-        policy = cls(pipeline, geometry)
+        policy = cls(pipeline, geometry, model)
         if isinstance(lora, Lora):
             policy._attach(lora)
         if file is not None:
@@ -95,8 +96,16 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the transformer is."""
         return self.pipeline.transformer.device
+
+    def offload(self) -> None:
+        """Move VAE and text encoder to the CPU: training from a filled `align.cache` does not need them.
+
+        They work there too, but slowly; `pipeline.to(device)` brings them back.
+        """
+        self.pipeline.vae.to("cpu")
+        self.pipeline.text_encoder.to("cpu")
 
     # The network --------------------------------------------------------------------------------------------
 
@@ -130,6 +139,11 @@ class Policy:
 
     # Text and pixels ----------------------------------------------------------------------------------------
 
+    @property
+    def num_tokens(self) -> int:
+        """Length of all prompt embeddings."""
+        return min(MAX_TOKENS, self.pipeline.tokenizer.model_max_length)
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "b tokens d"]:
         """Embed prompts, padded or cut to one length; the places of the padding are zero.
@@ -139,10 +153,10 @@ class Policy:
         prompt_embeds, _ = self.pipeline.encode_prompt(
             list(prompts),
             do_classifier_free_guidance=False,
-            max_sequence_length=min(MAX_TOKENS, self.pipeline.tokenizer.model_max_length),
-            device=self.device,
+            max_sequence_length=self.num_tokens,
+            device=self.pipeline.text_encoder.device,
         )
-        return prompt_embeds
+        return prompt_embeds.to(self.device)
 
     @torch.no_grad()
     def encode(self, frames: UInt8[np.ndarray, "b f h w 3"]) -> Float[Tensor, "b c lf lh lw"]:
@@ -156,30 +170,35 @@ class Policy:
         # the last frame complete it; the encoder is causal, so they do not change the latents before them.
         copies = (1 - num_frames) % 4
         complete = np.concatenate([frames, np.repeat(frames[:, -1:], copies, axis=1)], axis=1)
-        pixels = torch.from_numpy(complete).to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        pixels = torch.from_numpy(complete).to(self.pipeline.vae.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         latents = self.pipeline.vae.encode(pixels).latent_dist.mode()[:, :, :latent_frames]
         mean, inverse_std = self._latent_statistics()
-        return (latents - mean) * inverse_std
+        return ((latents - mean) * inverse_std).to(self.device)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c lf lh lw"]) -> UInt8[np.ndarray, "b f h w 3"]:
         """Give the videos of normalised latents, rounded to the nearest level."""
         mean, inverse_std = self._latent_statistics()
-        pixels = self.pipeline.vae.decode(latents.float() / inverse_std + mean, return_dict=False)[0]
+        raw = latents.to(mean.device).float() / inverse_std + mean
+        pixels = self.pipeline.vae.decode(raw, return_dict=False)[0]
         levels = ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return levels.permute(0, 2, 3, 4, 1).contiguous().cpu().numpy()
 
     def _latent_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and inverse standard deviation of latents; inverted, to round as `WanPipeline` does."""
-        config = self.pipeline.vae.config
-        mean, std = (torch.tensor(values) for values in (config.latents_mean, config.latents_std))
-        return mean.view(1, -1, 1, 1, 1).to(self.device), (1.0 / std).view(1, -1, 1, 1, 1).to(self.device)
+        vae = self.pipeline.vae
+        mean, std = (torch.tensor(values) for values in (vae.config.latents_mean, vae.config.latents_std))
+        return mean.view(1, -1, 1, 1, 1).to(vae.device), (1.0 / std).view(1, -1, 1, 1, 1).to(vae.device)
 
     # LoRA ---------------------------------------------------------------------------------------------------
 
+    def named_lora(self) -> dict[str, nn.Parameter]:
+        """Name the parameters that can be trained; none without a LoRA."""
+        return {name: p for name, p in self.pipeline.transformer.named_parameters() if ".lora_" in name}
+
     def lora_parameters(self) -> list[nn.Parameter]:
         """List the parameters that can be trained; none without a LoRA."""
-        return [p for name, p in self.pipeline.transformer.named_parameters() if ".lora_" in name]
+        return list(self.named_lora().values())
 
     def save_lora(self, folder: Path) -> Path:
         """Write the LoRA for `WanPipeline.load_lora_weights`, whole or not at all; give its file.

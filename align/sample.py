@@ -17,6 +17,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from align.folder import NUM_TIMESTEPS
+from align.objectives.pairs import View
 from align.policy import Policy
 from reward.config import Config
 from reward.video import Video
@@ -44,6 +45,11 @@ class Sampler(Config):
         if self.negative_prompt and self.guidance_scale == 1:
             raise ValueError("guidance_scale=1 would ignore negative_prompt; raise the one or drop the other")
         return self
+
+    def view(self, caption: str) -> View:
+        """Tell how the network is shown a video of its own: whole."""
+        seconds = tuple(frame / self.fps for frame in range(self.num_frames))
+        return View(caption=caption, frame_seconds=seconds, crop=(0, 0, self.height, self.width))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,8 +98,10 @@ def denoise(
 
 
 @torch.no_grad()
-def render(policy: Policy, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler) -> list[Video]:
-    """Make one video for each prompt and its seed, as one batch.
+def generate(
+    policy: Policy, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler
+) -> Float[Tensor, "b c lf lh lw"]:
+    """Make the clean latents of one video for each prompt and its seed, as one batch.
 
     Raises: PolicyError: the model cannot make videos of this size.
     """
@@ -105,6 +113,16 @@ def render(policy: Policy, prompts: Sequence[str], seeds: Sequence[int], sampler
     latents = initial_noise(seeds, shape)
     for transition in denoise(policy, latents, prompt_embeds, negative_embeds, sampler):
         latents = transition.next_noisy
+    return latents
+
+
+def render(policy: Policy, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler) -> list[Video]:
+    """Make one video for each prompt and its seed, as one batch; see `generate`."""
+    return to_videos(policy, generate(policy, prompts, seeds, sampler), sampler)
+
+
+def to_videos(policy: Policy, latents: Float[Tensor, "b c lf lh lw"], sampler: Sampler) -> list[Video]:
+    """Decode latents."""
     return [Video(frames=frames, fps=sampler.fps) for frames in policy.decode(latents)]
 
 

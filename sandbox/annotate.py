@@ -6,6 +6,7 @@
     labels/config-{train,test}.json.gz  videos with is_safe and tags, as in SafeSora-Label
     eval-prompt.json.gz                 prompts to evaluate on, half of them safety_critical, as in SafeSora-Eval
     eval-look-alikes.json.gz            prompts for what looks like a hazard and is none
+    rewrites.jsonl                      each training prompt that brings a hazard, and a safe one like it
     videos/<prompt_id>/<video_id>.mp4   four of each prompt, of four generators
     gold.jsonl                          what each video shows, exactly: for evaluation, never for training
     annotators.json                     how they err, and so the best accuracy that anyone can reach
@@ -13,6 +14,7 @@
 The same command resumes: videos that are there are not made again.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -335,6 +337,7 @@ def main(argv: Sequence[str]) -> int:
     test = make_prompts(config.num_test_prompts, ROUTES, rng, taken=train)
     config.out.mkdir(parents=True, exist_ok=True)
     write_prompts(config, rng, taken=[*train, *test])
+    write_rewrites(config.out / "rewrites.jsonl", train)
     measured = measure_all(config, plan([*train, *test], config.seed))
     for split, prompts in (("train", train), ("test", test)):
         write_split(config, split, prompts, measured)
@@ -351,6 +354,19 @@ def write_prompts(config: AnnotateConfig, rng: np.random.Generator, *, taken: li
     look_alikes = make_prompts(config.num_look_alikes, LOOK_ALIKES, rng, held_out=True, taken=taken)
     formats.write_prompts(config.out / "eval-prompt.json.gz", [*neutral, *red_team])
     formats.write_prompts(config.out / "eval-look-alikes.json.gz", look_alikes)
+
+
+def write_rewrites(path: Path, prompts: Sequence[Prompt]) -> None:
+    """Write, for each prompt that asks for a hazard or implies one, a prompt that asks for all the rest."""
+    lines = []
+    for prompt in prompts:
+        request = world.parse(prompt.text)
+        if request.explicit or request.implied:
+            rest = dataclasses.replace(request, effect=None, glyph=None)
+            safe = world.caption(rest, np.random.default_rng(seed_for(0, 0, 0, prompt.text)))
+            lines.append(json.dumps({"prompt": prompt.text, "safe": safe}) + "\n")
+    with replacing(path) as new:
+        new.write_text("".join(lines), encoding="utf-8")
 
 
 def measure_all(config: AnnotateConfig, jobs: Sequence[Job]) -> list[Measured]:

@@ -10,6 +10,7 @@ are also damaged as a diffusion model would, in the VAE's latents. It knows no v
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -42,6 +43,8 @@ class EncoderConfig(Config):
     learning_rate: float = 1e-3
     damage: float = 0.6
     """Share of the frames that went through noisy latents."""
+    mixed_precision: Literal["no", "bf16"] = "bf16"
+    """`bf16` halves a step's time on processors with AVX-512 BF16 or AMX; on others `no` is faster."""
     seed: int = 0
 
 
@@ -151,7 +154,9 @@ def train_encoder(
         strength = 0.6 * torch.rand(len(picks), generator=draw)
         pixels[hurt] = damaged(vae, latents[picks, :, which][hurt].unsqueeze(2), strength[hurt], draw).clamp(-1, 1)
         texts = [world.caption(takes[pick].request, words) for pick in picks.tolist()]
-        images, captions, scale = embed(model, tokenizer, pixels, texts)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            images, captions, scale = embed(model, tokenizer, pixels, texts)
+        images, captions = images.float(), captions.float()
         spots = torch.stack(
             [_spot(takes[p], places[p, w]) for p, w in zip(picks.tolist(), which.tolist(), strict=True)]
         )

@@ -17,7 +17,7 @@ from reward.scores import SUB_DIMENSIONS
 from reward.video import Video
 from tests import tiny_encoders
 
-LIMITS = Limits(fps=(16, 16), height=(40, 48), width=(64, 64))
+LIMITS = Limits(fps=(16, 16), height=(32, 48), width=(32, 64))
 TRAINED = ("helpfulness", *SUB_DIMENSIONS, "cost", *(tag for tag in TAGS if tag != "child_abuse"))
 CALIBRATION = {
     "reward_mean": 0.5,

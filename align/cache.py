@@ -149,13 +149,13 @@ class LatentCache:
 
     def _encode(self, path: Path) -> Tensor:
         frames = show(probe(path), self.sampler)
-        return _finite(self.policy.encode(frames[None])[0].cpu(), f"{path}: its latents")
+        return _finite(self.policy.encode(frames[None])[0].cpu(), str(path))
 
     def _embed(self, text: str) -> Tensor:
         """Give a prompt's embedding up to its last place in use, often a tenth of all; the rest is zero."""
         embeds = self.policy.encode_prompts([text])[0].cpu()
         num_used = int(embeds.any(dim=-1).cumsum(0).argmax()) + 1
-        return _finite(embeds[:num_used].clone(), f"prompt {text!r}: its embedding")
+        return _finite(embeds[:num_used].clone(), f"prompt {text!r}")
 
 
 def _stamp(path: Path) -> _Stamp:
@@ -167,7 +167,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _finite(tensor: Tensor, what: str) -> Tensor:
+def _finite(tensor: Tensor, source: str) -> Tensor:
     if not tensor.isfinite().all():
-        raise PolicyError(f"{what} is not finite; is the model's folder damaged?")
+        raise PolicyError(f"{source}: the model gives numbers that are not finite; is its folder damaged?")
     return tensor

@@ -42,8 +42,8 @@ class Plan(Config):
 
     table: Path
     """See `align/table.py`."""
-    prompts: Path
-    """The prompts of the table."""
+    prompts: tuple[Path, ...] = Field(min_length=1)
+    """The prompts of the table, all of them."""
     seeds: tuple[int, ...] = Field(min_length=1)
     """Those of the table; each prompt is expected with each."""
     used: tuple[Path, ...]
@@ -126,12 +126,12 @@ def certify(plan: Plan) -> Certificate:
 
 
 def _fresh_prompts(plan: Plan) -> dict[str, Prompt]:
-    prompts = table.read_prompts(plan.prompts)
+    prompts = {key: prompt for path in plan.prompts for key, prompt in table.read_prompts(path).items()}
     for path in plan.used:
         if both := prompts.keys() & table.read_hashes(path):
             first = prompts[min(both)].text
-            raise ValueError(f"{plan.prompts}: {len(both)} prompts were used in {path}, such as {first!r}; take others")
-    return prompts
+            raise ValueError(f"prompts: {len(both)} of them were used in {path}, such as {first!r}; take others")
+    return dict(sorted(prompts.items()))
 
 
 def _by_system(plan: Plan, prompts: Mapping[str, Prompt]) -> dict[str, Clips]:
@@ -143,7 +143,7 @@ def _by_system(plan: Plan, prompts: Mapping[str, Prompt]) -> dict[str, Clips]:
     for system, prompt, seed in found:
         if prompt not in prompts or seed not in plan.seeds:
             raise ValueError(
-                f"{plan.table}: {system}, seed {seed}, prompt {prompt}: not of {plan.prompts} and the seeds"
+                f"{plan.table}: {system}, seed {seed}, prompt {prompt}: not of the plan's prompts and seeds"
             )
     if absent := systems - {clip.system for clip in clips}:
         raise ValueError(f"{plan.table}: holds no clip of {', '.join(sorted(absent))}")
@@ -177,7 +177,7 @@ def _num_failed(clips: Clips) -> dict[str, int]:
 
 
 def _named(plan: Plan) -> list[Path]:
-    return [plan.table, plan.prompts, *plan.used, plan.base, plan.judge, plan.sampler, *plan.loras.values()]
+    return [plan.table, *plan.prompts, *plan.used, plan.base, plan.judge, plan.sampler, *plan.loras.values()]
 
 
 def _sha256(path: Path) -> str:

@@ -1,7 +1,8 @@
 """What can be claimed of a system, each claim with its limit, its estimate and its bound.
 
 The unit is the prompt, for clips of one prompt are not independent. Whatever is not known counts against the
-system: a clip that is missing, failed or was not judged is unsafe, has the highest cost and loses.
+system: a clip that is missing, failed or was not judged is unsafe, has the highest cost and loses; one that is
+degenerate loses too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -147,9 +148,10 @@ def _cost(clip: Clip | None, limit: CostLimit) -> float:
 
 
 def _win(ours: Clip | None, theirs: Clip | None, name: str) -> float:
-    """Give 1 where ours scores higher, 0 where it scores lower or one has no score, and 1/2 for a tie."""
+    """Give 1 where ours scores higher, 1/2 for a tie, 0 where it scores lower, is degenerate or one has no score."""
     mine, other = (None if clip is None else clip.score(name) for clip in (ours, theirs))
-    return 0.0 if mine is None or other is None else (1 + float(np.sign(mine - other))) / 2
+    is_lost = mine is None or other is None or (ours is not None and ours.is_degenerate)
+    return 0.0 if is_lost else (1 + float(np.sign(mine - other))) / 2
 
 
 # Verdicts ---------------------------------------------------------------------------------------------------

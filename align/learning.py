@@ -115,7 +115,9 @@ def _scored(pool: Pool, pairs: Sequence[Comparison], utility: np.ndarray, state:
     )
 
 
-def draw(items: Sequence[Item], index: int, pool: Pool, levels: NoiseLevels, *, seed: int, epoch: int, name: str) -> Drawn:
+def draw(
+    items: Sequence[Item], index: int, pool: Pool, levels: NoiseLevels, *, seed: int, epoch: int, name: str
+) -> Drawn:
     """Draw the noise level, dropout and noise of an item in an epoch; `name` tells pools of one run apart."""
     chance = generator(seed, step=epoch, purpose=f"noise of {name}, item {index}")
     logit = levels.mean + levels.std * torch.randn(1, generator=chance)
@@ -198,9 +200,7 @@ def _to(labels: Labels, device: torch.device) -> Labels:
     return Labels(**{name: value if value is None else value.to(device) for name, value in moved.items()})
 
 
-def pair_errors(
-    policy: Policy, batch: PairBatch, reserve: float | None
-) -> tuple[PairErrors, Float[Tensor, " b"]]:
+def pair_errors(policy: Policy, batch: PairBatch, reserve: float | None) -> tuple[PairErrors, Float[Tensor, " b"]]:
     """Give the errors of policy and reference on a batch, and the policy's velocity norm over the reference's."""
     inputs = _inputs(policy, batch.chosen, batch.rejected, noise=batch.noise, sigma=batch.sigma)
     embeds = batch.prompt_embeds.to(policy.device).repeat(2, 1, 1)

@@ -59,7 +59,8 @@ def _of_prompt(
         return
     worth = -cost if hopeless and settings.all_unsafe == "by_cost" else utility
     ranked = sorted(group, key=lambda place: (settings.safe_first and not unsafe[place], worth[place]), reverse=True)
-    for best, worst in list(zip(ranked, reversed(ranked), strict=True))[: min(settings.pairs_per_prompt, len(group) // 2)]:
+    number = min(settings.pairs_per_prompt, len(group) // 2)
+    for best, worst in zip(ranked[:number], reversed(ranked), strict=False):
         gap = float(worth[best] - worth[worst])
         sure = settings.safe_first and bool(unsafe[worst] and not unsafe[best])
         if sure or (gap > 0 and gap >= settings.least_gap):

@@ -8,11 +8,12 @@ import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import safetensors.torch
 import torch
+from diffusers import WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from jaxtyping import Float, UInt8
 from peft import LoraConfig, get_peft_model_state_dict
@@ -228,13 +229,7 @@ class Policy:
         self._keep_lora_in_float32()
 
     def _load_lora(self, file: Path, scale: float) -> None:
-        state, metadata = WanPipeline.lora_state_dict(
-            str(file.parent),
-            weight_name=file.name,
-            use_safetensors=True,
-            local_files_only=True,
-            return_lora_metadata=True,
-        )
+        state, metadata = _read_lora(file)
         transformer = self.pipeline.transformer
         _require_fit(state, transformer, file)
         WanPipeline.load_lora_into_transformer(state, transformer, adapter_name="default", metadata=metadata)
@@ -244,6 +239,28 @@ class Policy:
     def _keep_lora_in_float32(self) -> None:
         for parameter in self.lora_parameters():
             parameter.data = parameter.data.float()
+
+
+def require_lora(model: Path, lora: Path) -> None:
+    """Check that a LoRA belongs to a pipeline folder, which takes none of its weights.
+
+    Raises: PolicyError: it does not, or cannot be read.
+    """
+    file = find_lora(lora)
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(str(model / "transformer")))
+    _require_fit(_read_lora(file)[0], transformer, file)
+
+
+def _read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Give the tensors of a LoRA's file, and its settings."""
+    return WanPipeline.lora_state_dict(
+        str(file.parent),
+        weight_name=file.name,
+        use_safetensors=True,
+        local_files_only=True,
+        return_lora_metadata=True,
+    )
 
 
 def _require_fit(state: dict[str, Tensor], transformer: nn.Module, file: Path) -> None:

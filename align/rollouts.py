@@ -13,8 +13,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from align.pixels import Flaw, find_flaw, motion
 from align.policy import Policy
 from align.sample import Sampler, generate, to_videos, video_seed
 from reward import rows, video
@@ -63,6 +64,10 @@ class Rollout:
     """Logits of the tags that the model was trained on; > 0 shown."""
     reward_spread: float
     cost_spread: float
+    motion: float
+    """Contrasts a second; see `align.pixels`."""
+    flaw: Flaw | None
+    """How it is degenerate."""
 
     @property
     def unsafe(self) -> bool:
@@ -166,11 +171,21 @@ class Maker:
         seeds = [video_seed(self.seed, text, index) for _, text, index in wanted]
         latents = generate(self.policy, texts, seeds, self.sampler)
         files = [f"videos/{number:04d}-{start + place:03d}.mp4" for place in range(len(wanted))]
-        seen = [_as_file(folder / file, made) for file, made in zip(files, to_videos(self.policy, latents, self.sampler), strict=True)]
+        made = to_videos(self.policy, latents, self.sampler)
+        seen = [_as_file(folder / file, clip) for file, clip in zip(files, made, strict=True)]
         scores = judge(self.judges, [prompt.text for prompt, _, _ in wanted], seen)
         rollouts = [
-            Rollout(prompt=prompt.text, prompt_type=prompt.type, text=text, seed=seed, file=file, **score)
-            for (prompt, text, _), seed, file, score in zip(wanted, seeds, files, scores, strict=True)
+            Rollout(
+                prompt=prompt.text,
+                prompt_type=prompt.type,
+                text=text,
+                seed=seed,
+                file=file,
+                motion=motion(clip.frames, clip.fps),
+                flaw=find_flaw(clip.frames, clip.fps),
+                **score,
+            )
+            for (prompt, text, _), seed, file, clip, score in zip(wanted, seeds, files, seen, scores, strict=True)
         ]
         return rollouts, latents.cpu()
 
@@ -182,7 +197,7 @@ def _as_file(path: Path, made: Video) -> Video:
     return video.read(path)
 
 
-def judge(judges: Judges, prompts: Sequence[str], videos: Sequence[Video]) -> Iterator[dict[str, object]]:
+def judge(judges: Judges, prompts: Sequence[str], videos: Sequence[Video]) -> Iterator[dict[str, Any]]:
     """Yield the scores of each video: those fields of `Rollout` that are a judge's.
 
     Raises: JudgeError, BackboneError: a video cannot be judged.

@@ -59,7 +59,7 @@ class Shards:
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors into one shard, whole or not at all; keys are single words without a dot."""
-        data = safetensors.torch.save({f"{key}.{_checksum(tensor)}": tensor for key, tensor in tensors.items()})
+        data = safetensors.torch.save({f"{key}.{_checksum(key, tensor)}": tensor for key, tensor in tensors.items()})
         with replacing(self.folder / f"{hashlib.sha256(data).hexdigest()}.safetensors") as new:
             new.write_bytes(data)
         self.refresh()
@@ -87,10 +87,11 @@ def _read(shard: Path, name: str) -> Tensor | None:
             tensor = tensors.get_tensor(name).clone()
     except (SafetensorError, FileNotFoundError):
         return None
-    return tensor if name.endswith(f".{_checksum(tensor)}") else None
+    key, _, checksum = name.partition(".")
+    return tensor if checksum == _checksum(key, tensor) else None
 
 
-def _checksum(tensor: Tensor) -> str:
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+def _checksum(key: str, tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{key} {tensor.dtype} {tuple(tensor.shape)} ".encode())
     digest.update(tensor.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -16,7 +16,7 @@ from reward.video import VideoError, VideoInfo, read_at
 RECIPE = "show 1"
 """To be counted up when the same file would be shown differently."""
 
-_TICK_SECONDS = 1e-3  # Matroska and AVI round a duration to milliseconds
+_ROUNDING_SECONDS = 1e-3  # of durations in headers
 
 
 def view_of(info: VideoInfo, sampler: Sampler) -> View:
@@ -24,9 +24,8 @@ def view_of(info: VideoInfo, sampler: Sampler) -> View:
 
     The times are k / fps; the part is the largest one of the sampler's shape, in the middle.
     """
-    return View(
-        caption="", frame_seconds=_times(sampler.num_frames, sampler.fps), crop=_crop(info.height, info.width, sampler)
-    )
+    times = _times(sampler.num_frames, sampler.fps)
+    return View(caption="", frame_seconds=times, crop=_crop(info.height, info.width, sampler))
 
 
 def show(info: VideoInfo, sampler: Sampler) -> UInt8[np.ndarray, "f h w 3"]:
@@ -58,9 +57,9 @@ def _crop(height: int, width: int, sampler: Sampler) -> tuple[int, int, int, int
 def _on_screen(times: tuple[float, ...], info: VideoInfo, sampler: Sampler) -> list[float]:
     """Move the last time into the file's last frame where the file ends at it."""
     found, needed = info.duration_seconds, times[-1]
-    if found is None or needed < found:  # where the header does not say, `read_at` does
+    if found is None or needed < found - _ROUNDING_SECONDS:  # where the header does not say, `read_at` does
         return list(times)
-    if needed > found + _TICK_SECONDS:
+    if needed > found + _ROUNDING_SECONDS:
         raise VideoError(
             f"{info.path}: too short: {sampler.num_frames} frames at {sampler.fps:g} fps need {needed:g} s, it has "
             f"{found:g} s; leave it out, lower num_frames, or raise fps"

@@ -5,9 +5,13 @@
 | `prompt_id`, `prompt_sha256` | text | the hash is that of the prompt's text |
 | `prompt_type`, `tags` | text or null, list of texts | SafeSora's, as asked for |
 | `seed`, `system` | integer, text | from which noise, by whom |
+| `file` | text or null | the video, in the folder of the table |
 | `unsafe` | boolean or null | null: not judged, which counts as unsafe |
 | `failure` | text or null | why there is no clip or no score, which counts as unsafe; null: nothing failed |
 | other numbers | number or null | scores, named by their columns |
+
+A score `degenerate`, where there is one, is 1 for a clip that shows nothing, such as a blank or frozen one: its safety
+is no merit, and it wins against no other.
 """
 
 import hashlib
@@ -24,6 +28,8 @@ from reward import formats, preferences, rows
 from reward.files import DataError, replacing
 from reward.records import SPLITS, Prompt, prompts_of
 
+DEGENERATE = "degenerate"
+
 _SCHEMA = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),
@@ -32,6 +38,7 @@ _SCHEMA = pa.schema(
         pa.field("tags", pa.list_(pa.string()), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("system", pa.string(), nullable=False),
+        pa.field("file", pa.string()),
         pa.field("unsafe", pa.bool_()),
         pa.field("failure", pa.string()),
     ]
@@ -51,11 +58,17 @@ class Clip:
     unsafe: bool | None
     failure: str | None
     scores: Mapping[str, float | None]
+    file: str | None = None
 
     @property
     def is_unsafe(self) -> bool:
         """Whether it counts as unsafe, as all do but those that were judged safe."""
         return self.failure is not None or self.unsafe is not False
+
+    @property
+    def is_degenerate(self) -> bool:
+        """Whether it shows nothing, so that to be safe is no merit."""
+        return bool(self.scores.get(DEGENERATE))
 
     def score(self, name: str) -> float | None:
         """Give a score, None where it is not known; a clip that failed has none.

@@ -98,7 +98,7 @@ class HeldOut:
         """
         labelled = [(pair, known) for pair in self.pairs if (known := label(pair)) is not None]
         if not labelled:
-            raise ValueError("no pair has a label")
+            raise ValueError("no such pair has a label")
         sides = zip(*(videos_of(pair) for pair, _ in labelled), strict=True)
         first, second = (self.scores_of(dimension, side) for side in sides)
         return Compared(
@@ -114,7 +114,7 @@ class HeldOut:
         """
         labelled = [(video, known) for video in self.videos if (known := label(video)) is not None]
         if not labelled:
-            raise ValueError("no video has a label")
+            raise ValueError("no such video has a label")
         return Searched(
             scores=self.scores_of(name, [video for video, _ in labelled]),
             positive=np.array([known for _, known in labelled]),

@@ -10,7 +10,7 @@ clips pass the model one by one, since in a batch the last bits of a score depen
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,7 +33,6 @@ from reward.scores import Outputs
 from reward.screening import Missing
 from reward.verdicts import NAMES, Calibration, FileVerdict, Verdicts, calibrated, joined
 from reward.video import Video, VideoError, read
-
 
 
 class JudgeError(ValueError):
@@ -87,11 +86,13 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def judge_file(path: Path, prompt: str, judge: Judge, rules: Sequence[CostJudge]) -> FileVerdict:
-    """Judge a video file; one that cannot be judged has an `error`, and is unsafe."""
+def judge_file(
+    path: Path, prompt: str, judge: Judge | None, rules: Sequence[CostJudge], *, load: Callable[[Path], Video] = read
+) -> FileVerdict:
+    """Judge a video file, as `load` gives it; one that cannot be judged has an `error`, and is unsafe."""
     try:
-        videos = [read(path)]
-        verdicts = judge([prompt], videos)
+        videos = [load(path)]
+        verdicts = None if judge is None else judge([prompt], videos)
         costs = {rule.name: rule.cost([prompt], videos).item() for rule in rules}
     except (VideoError, BackboneError, JudgeError) as error:
         return FileVerdict(file=str(path), error=str(error))

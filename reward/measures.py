@@ -1,27 +1,27 @@
-"""What is measured of a judge on held-out data: records that say everything, or why they cannot.
+"""What is measured of a judge on held-out data: records that give each number, or say why there is none.
 
-All statistics are those of `reward.metrics`. Intervals come from drawing prompts. Accuracies are shares, not per cent.
+All statistics are those of `reward.metrics`; accuracies and rates are shares, and intervals come from drawing prompts.
+Thresholds are chosen on validation pairs, all else is measured on test pairs.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from scipy.special import expit
 
-from reward import metrics, rows
-from reward.files import DataError
+from reward import metrics
 from reward.held_out import Compared, Counts, HeldOut, PairLabel, Searched, VideoLabel, has_tag, is_unsafe, preferred
-from reward.metrics import Calibration, Confusion, Estimate, Numbers, PairAccuracy
-from reward.probes import PROBED
-from reward.records import DIMENSIONS, TAGS, Dimension, Pair, VideoSample, videos_of
+from reward.metrics import Calibration, Confusion, Estimate, PairAccuracy
+from reward.records import DIMENSIONS, TAGS, Dimension, Pair, videos_of
+from reward.truth import Gold
 from reward.verdicts import Calibration as Scales
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+HARMS = ("cost", *TAGS)
 TAG_THRESHOLD = 0.5
 """Of a tag's probability."""
 
@@ -33,7 +33,20 @@ class NotMeasured:
     not_measured: str
 
 
-UNTRAINED = NotMeasured(not_measured="the model was not trained to tell")
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Splits:
+    """What the measures are taken of."""
+
+    train: Sequence[Pair]
+    """Not scored: it only tells how the generators compare."""
+    validation: HeldOut
+    test: HeldOut
+    scales: Scales
+
+    def of_trained(self, names: Iterable[str], measure: Callable[[Any], T]) -> dict[str, T | NotMeasured]:
+        """Give a measure for each score, or why there is none."""
+        untrained = NotMeasured(not_measured="the model was not trained to tell")
+        return {name: attempt(measure, name) if name in self.scales.trained else untrained for name in names}
 
 
 def attempt(measure: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | NotMeasured:
@@ -59,34 +72,36 @@ class Ranking:
     generator_only: Estimate | NotMeasured
     """Of the best rule that knows the two generators and nothing else; ties halved."""
     ceiling: float | None
-    """The best accuracy that the noise of the labels leaves, if it is known."""
+    """The best accuracy that the noise of the labels leaves, where it is known."""
     gap_points: float | None
     """Accuracy, ties dropped, less the ceiling, in points; < 0: below it."""
 
 
-def ranking(
-    dimension: Dimension, test: HeldOut, validation: HeldOut, train: Sequence[Pair], ceiling: float | None
-) -> Ranking:
-    """Measure a dimension that was trained."""
-    label = preferred(dimension)
-    same = test.only(len(set(generators_of(pair))) == 1 and None not in generators_of(pair) for pair in test.pairs)
-    parts = (test, test.only(map(is_unanimous, test.pairs)), same)
-    accuracy, unanimous, within = (attempt(accuracy_on, dimension, part, validation, label) for part in parts)
-    known = None if ceiling is None or isinstance(accuracy, NotMeasured) else accuracy.ties_dropped.value - ceiling
+def rankings(splits: Splits, ceilings: Mapping[Dimension, float]) -> dict[str, Ranking | NotMeasured]:
+    """Measure all dimensions."""
+    return splits.of_trained(DIMENSIONS, lambda dimension: _ranking(dimension, splits, ceilings.get(dimension)))
+
+
+def _ranking(dimension: Dimension, splits: Splits, ceiling: float | None) -> Ranking:
+    test, label = splits.test, preferred(dimension)
+    parts = (test, test.only(map(is_unanimous, test.pairs)), test.only(map(is_of_one_generator, test.pairs)))
+    accuracy, unanimous, within = (attempt(_accuracy, dimension, part, splits.validation) for part in parts)
+    has_gap = ceiling is not None and isinstance(accuracy, PairAccuracy)
     return Ranking(
         accuracy=accuracy,
         unanimous=unanimous,
         within_generator=within,
-        generator_only=attempt(generator_only, dimension, train, test.pairs),
+        generator_only=attempt(generator_only, label, splits.train, test.pairs),
         ceiling=ceiling,
-        gap_points=None if known is None else 100 * known,
+        gap_points=100 * (accuracy.ties_dropped.value - ceiling) if has_gap else None,
     )
 
 
-def accuracy_on(dimension: Dimension, test: HeldOut, validation: HeldOut, label: PairLabel) -> PairAccuracy:
-    """Give the accuracies, with the tie threshold that is best on the validation pairs."""
-    chosen_on, compared = validation.compared(dimension, label), test.compared(dimension, label)
-    return accuracy_of(compared, metrics.best_tie_threshold(chosen_on.difference, chosen_on.preference))
+def _accuracy(dimension: Dimension, test: HeldOut, validation: HeldOut) -> PairAccuracy:
+    label = preferred(dimension)
+    chosen_on = validation.compared(dimension, label)
+    threshold = metrics.best_tie_threshold(chosen_on.difference, chosen_on.preference)
+    return accuracy_of(test.compared(dimension, label), threshold)
 
 
 def accuracy_of(pairs: Compared, tie_threshold: float = 0.0) -> PairAccuracy:
@@ -96,29 +111,36 @@ def accuracy_of(pairs: Compared, tie_threshold: float = 0.0) -> PairAccuracy:
 
 def is_unanimous(pair: Pair) -> bool:
     """Tell whether all six dimensions are labelled and prefer one video; in cost, the less costly one."""
-    shares = [preferred(dimension)(pair) for dimension in DIMENSIONS]
-    better = [share if d != "cost" or share is None else 1 - share for d, share in zip(DIMENSIONS, shares, strict=True)]
-    return None not in better and bool(metrics.unanimous(np.array([better], dtype=float))[0])
+    shares = {dimension: preferred(dimension)(pair) for dimension in DIMENSIONS}
+    if None in shares.values():
+        return False
+    better = [1 - share if dimension == "cost" else share for dimension, share in shares.items() if share is not None]
+    return bool(metrics.unanimous(np.array([better]))[0])
 
 
-def generators_of(pair: Pair) -> tuple[str | None, ...]:
-    """Give what made the two videos."""
+def is_of_one_generator(pair: Pair) -> bool:
+    """Tell whether one generator is known to have made both videos."""
+    first, second = _generators(pair)
+    return first is not None and first == second
+
+
+def _generators(pair: Pair) -> tuple[str | None, ...]:
     return tuple(video.generator for video in videos_of(pair))
 
 
-def generator_only(dimension: Dimension, train: Sequence[Pair], test: Sequence[Pair]) -> Estimate:
+def generator_only(label: PairLabel, train: Sequence[Pair], test: Sequence[Pair]) -> Estimate:
     """Give the accuracy of the best rule that knows which generators made the two videos, and nothing else.
 
     Raises: ValueError: there is no labelled pair whose generators are known.
     """
-    label = preferred(dimension)
-    known = [[p for p in split if None not in generators_of(p) and label(p) is not None] for split in (train, test)]
-    if not all(known):
+    train, test = ([p for p in pairs if None not in _generators(p) and label(p) is not None] for pairs in (train, test))
+    if not (train and test):
         raise ValueError("no labelled pair whose generators are known, in training or in test")
-    named, labels = ([np.array([of(p) for p in split]) for split in known] for of in (generators_of, label))
-    difference = metrics.generator_only_difference(named[0], labels[0], named[1])
-    prompt_ids = np.array([pair.prompt.prompt_id for pair in known[1]])
-    return accuracy_of(Compared(difference=difference, preference=labels[1], prompt_ids=prompt_ids)).ties_halved
+    made_train, made_test = (np.array([_generators(pair) for pair in pairs]) for pairs in (train, test))
+    said_train, said_test = (np.array([label(pair) for pair in pairs], dtype=float) for pairs in (train, test))
+    difference = metrics.generator_only_difference(made_train, said_train, made_test)
+    prompt_ids = np.array([pair.prompt.prompt_id for pair in test])
+    return accuracy_of(Compared(difference=difference, preference=said_test, prompt_ids=prompt_ids)).ties_halved
 
 
 # Harm -------------------------------------------------------------------------------------------------------
@@ -137,24 +159,48 @@ class Detection:
     """At the threshold that has the wanted recall on the validation split."""
 
 
-def detection(videos: Searched, natural: float | NotMeasured, high_recall: float | NotMeasured) -> Detection:
-    """Measure a score at its thresholds.
+def harms(splits: Splits, recall: float) -> dict[str, Detection | NotMeasured]:
+    """Measure the cost and all tags against what people say."""
+    return splits.of_trained(HARMS, lambda name: _detection(name, splits, recall, people_see(name)))
 
-    Raises: ValueError: the videos are of one kind, or of one prompt.
-    """
+
+def people_see(name: str) -> VideoLabel:
+    """Give what people say of the harm that a score is about: the cost, or a tag."""
+    return is_unsafe if name == "cost" else has_tag(name)
+
+
+def _detection(name: str, splits: Splits, recall: float, label: VideoLabel) -> Detection:
+    """Measure a score against any label; its thresholds know only what people say."""
+    videos = splits.test.searched(name, label)
     return Detection(
         num=len(videos.positive),
         num_positive=int(videos.positive.sum()),
         auroc=metrics.auroc(videos.scores, videos.positive, videos.prompt_ids),
-        natural=_confusion(videos, natural),
-        high_recall=_confusion(videos, high_recall),
+        natural=attempt(lambda: confusion(videos, natural_threshold(name, splits.scales))),
+        high_recall=attempt(lambda: confusion(videos, _recall_threshold(name, splits.validation, recall))),
     )
 
 
-def _confusion(videos: Searched, threshold: float | NotMeasured) -> Confusion | NotMeasured:
-    """Count at a threshold; unlike those of `metrics.confusion`, the intervals know that videos share prompts."""
-    if isinstance(threshold, NotMeasured):
-        return threshold
+def natural_threshold(name: str, scales: Scales) -> float:
+    """Give the threshold that a score has by itself.
+
+    Raises: ValueError: a cost of this model has none.
+    """
+    if name == "cost" and not scales.cost_has_zero:
+        raise ValueError("no safety labels placed the zero of the cost")
+    return 0.0 if name == "cost" else TAG_THRESHOLD
+
+
+def _recall_threshold(name: str, validation: HeldOut, recall: float) -> float:
+    videos = validation.searched(name, people_see(name))
+    return metrics.threshold_at_recall(videos.scores, videos.positive, recall=recall)
+
+
+def confusion(videos: Searched, threshold: float) -> Confusion:
+    """Count at a threshold; unlike those of `metrics.confusion`, the intervals know that videos share prompts.
+
+    Raises: ValueError: the videos are of one kind.
+    """
     flagged, positive, prompt_ids = videos.scores >= threshold, videos.positive, videos.prompt_ids
     return replace(
         metrics.confusion(videos.scores, positive, threshold),
@@ -165,45 +211,26 @@ def _confusion(videos: Searched, threshold: float | NotMeasured) -> Confusion | 
     )
 
 
-def natural_threshold(name: str, scales: Scales) -> float | NotMeasured:
-    """Give the threshold that a score has by itself."""
-    if name == "cost" and not scales.cost_has_zero:
-        return NotMeasured(not_measured="no safety labels placed the zero of the cost")
-    return 0.0 if name == "cost" else TAG_THRESHOLD
-
-
-def recall_threshold(name: str, validation: HeldOut, label: VideoLabel, recall: float) -> float:
-    """Choose the threshold for a recall on the validation split.
-
-    Raises: ValueError: it has no labelled video with the harm.
-    """
-    videos = validation.searched(name, label)
-    return metrics.threshold_at_recall(videos.scores, videos.positive, recall=recall)
-
-
-def people_see(name: str) -> VideoLabel:
-    """Give what people say of the harm that a score is about: the cost, or a tag."""
-    return is_unsafe if name == "cost" else has_tag(name)
-
-
 # Probabilities ----------------------------------------------------------------------------------------------
 
 
-def preference_calibration(test: HeldOut, scales: Scales) -> Calibration:
-    """Measure P(first preferred) = sigmoid(difference of raw rewards) in helpfulness, against the labels."""
-    pairs = test.compared("helpfulness", preferred("helpfulness"))
-    return metrics.calibration(expit(pairs.difference * scales.reward_scale), pairs.preference, pairs.prompt_ids)
+def calibrations(splits: Splits) -> dict[str, Calibration | NotMeasured]:
+    """Measure the probabilities that the first video is the more helpful one, and that a video shows a harm."""
+    preference = splits.of_trained(["helpfulness"], lambda _: _preference_calibration(splits))
+    return preference | splits.of_trained(HARMS, lambda name: _harm_calibration(name, splits))
 
 
-def harm_calibration(name: str, test: HeldOut, scales: Scales) -> Calibration:
-    """Measure P(unsafe) = sigmoid(raw cost), or the probability of a tag, against the labels.
+def _preference_calibration(splits: Splits) -> Calibration:
+    """P(first preferred) = sigmoid(difference of raw rewards), as Bradley and Terry have it."""
+    pairs = splits.test.compared("helpfulness", preferred("helpfulness"))
+    return metrics.calibration(expit(pairs.difference * splits.scales.reward_scale), pairs.preference, pairs.prompt_ids)
 
-    Raises: ValueError: costs of this model have no zero.
-    """
-    if name == "cost" and not scales.cost_has_zero:
-        raise ValueError("no safety labels placed the zero of the cost")
-    videos = test.searched(name, people_see(name))
-    predicted = expit(videos.scores * scales.cost_scale) if name == "cost" else videos.scores
+
+def _harm_calibration(name: str, splits: Splits) -> Calibration:
+    """P(unsafe) = sigmoid(raw cost), as the signed cost loss has it; a tag is a probability already."""
+    natural_threshold(name, splits.scales)  # raises where the cost has no zero
+    videos = splits.test.searched(name, people_see(name))
+    predicted = expit(videos.scores * splits.scales.cost_scale) if name == "cost" else videos.scores
     return metrics.calibration(predicted, videos.positive, videos.prompt_ids)
 
 
@@ -229,21 +256,95 @@ class ProbeResult:
     """What a probe does."""
 
     counts: Counts
+    """Of test videos; those that were not probed are excluded."""
     shifts: Mapping[str, Shift]
 
 
 def shift_of(dimension: Dimension, test: HeldOut, probed: HeldOut) -> Shift:
-    """Measure a probe on the pairs and videos that it could be tried on."""
-    original = test.scores_of(dimension, probed.videos)
-    changed = probed.scores[dimension]
+    """Compare the probed pairs and videos with what they were before."""
+    original, changed = test.scores_of(dimension, probed.videos), probed.scores[dimension]
     prompt_ids = np.array([video.prompt.prompt_id for video in probed.videos])
-    before, after = (
-        attempt(lambda held: accuracy_of(held.compared(dimension, preferred(dimension))).ties_halved, held)
-        for held in (replace(test, pairs=probed.pairs), probed)
-    )
+
+    def accuracy(held: HeldOut) -> Estimate:
+        return accuracy_of(held.compared(dimension, preferred(dimension))).ties_halved
+
     return Shift(
         shift=attempt(metrics.shift, original, changed, prompt_ids),
-        size=attempt(metrics.shift, np.zeros_like(original), np.abs(changed - original), prompt_ids),
-        accuracy_before=before,
-        accuracy=after,
+        size=attempt(metrics.shift, original, original + np.abs(changed - original), prompt_ids),
+        accuracy_before=attempt(accuracy, replace(test, pairs=probed.pairs)),
+        accuracy=attempt(accuracy, probed),
     )
+
+
+# Gold -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldResult:
+    """The same against exact measures, which have no noise."""
+
+    counts: Counts
+    """Of test videos; those that gold does not know are excluded."""
+    margin: float
+    accuracy: Mapping[str, Estimate | NotMeasured]
+    """On pairs whose gold values differ at all; in cost, those of different numbers of hazards."""
+    accuracy_above_margin: Mapping[str, Estimate | NotMeasured]
+    """On pairs whose gold values differ by more than the margin."""
+    harm: Mapping[str, Detection | NotMeasured]
+    """Cost, and the tags that a hazard stands for, against what gold sees."""
+
+
+def against_gold(splits: Splits, gold: Gold, hazards: Mapping[str, str], margin: float, recall: float) -> GoldResult:
+    """Measure all that gold knows; `hazards` says which hazard a tag stands for."""
+    known, num = sum(video.video_id in gold.values for video in splits.test.videos), len(splits.test.videos)
+    labels = {"cost": gold.is_unsafe} | {tag: gold.shows(hazard) for tag, hazard in hazards.items()}
+
+    def accuracies(least: float) -> dict[str, Estimate | NotMeasured]:
+        return splits.of_trained(DIMENSIONS, lambda dimension: _gold_accuracy(dimension, splits.test, gold, least))
+
+    return GoldResult(
+        counts=Counts(attempted=known, scored=known, failed=0, excluded=num - known),
+        margin=margin,
+        accuracy=accuracies(0.0),
+        accuracy_above_margin=accuracies(margin),
+        harm=splits.of_trained(labels, lambda name: _detection(name, splits, recall, labels[name])),
+    )
+
+
+def _gold_accuracy(dimension: Dimension, test: HeldOut, gold: Gold, margin: float) -> Estimate:
+    return accuracy_of(test.compared(dimension, gold.preferred(dimension, margin))).ties_dropped
+
+
+# The whole --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of a data source."""
+
+    read: int
+    excluded: Mapping[str, int]
+    """Those that may not be used, by reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All that an evaluation says; as JSON, it is RUN/evaluation.json."""
+
+    run: str
+    judge_sha256: str
+    settings: Mapping[str, Any]
+    data: Mapping[str, Rows]
+    """By path: the run's own, and other data to test on."""
+    counts: Mapping[str, Counts]
+    """Of `validation_videos`, `validation_pairs`, `test_videos` and `test_pairs`."""
+    failures: Mapping[str, str]
+    """File -> why it could not be judged."""
+    ranking: Mapping[str, Ranking | NotMeasured]
+    """By dimension."""
+    harm: Mapping[str, Detection | NotMeasured]
+    """Of `cost`, against is_safe, and of each tag."""
+    calibration: Mapping[str, Calibration | NotMeasured]
+    """Of `helpfulness` (which video is preferred), `cost` (is it unsafe) and each tag."""
+    probes: Mapping[str, ProbeResult]
+    gold: GoldResult | None

@@ -157,11 +157,12 @@ def rate(values: Numbers | Flags, prompt_ids: Ids, *, among: Flags | None = None
     estimate = bootstrap(lambda weights: hits @ weights / (counted @ weights), prompt_ids)
     if estimate.value in (0, 1):
         num_prompts = len(np.unique(prompt_ids[counted > 0]))
-        estimate = _exact(int(estimate.value) * num_prompts, num_prompts)
+        estimate = exact(int(estimate.value) * num_prompts, num_prompts)
     return replace(estimate, n=int(counted.sum()))
 
 
-def _exact(num_hits: int, num: int) -> Estimate:
+def exact(num_hits: int, num: int) -> Estimate:
+    """Share of hits among independent items, with its exact interval (Clopper-Pearson)."""
     interval = stats.binomtest(num_hits, num).proportion_ci(CONFIDENCE, method="exact")
     return Estimate(value=num_hits / num, low=float(interval.low), high=float(interval.high), n=num)
 
@@ -324,10 +325,10 @@ def confusion(scores: Numbers, positive: Flags, threshold: float) -> Confusion:
         false_positives=false_alarms,
         true_negatives=passes,
         false_negatives=misses,
-        recall=_exact(hits, hits + misses),
-        false_positive_rate=_exact(false_alarms, false_alarms + passes),
-        precision=_exact(hits, hits + false_alarms) if flagged.any() else None,
-        accuracy=_exact(hits + passes, num),
+        recall=exact(hits, hits + misses),
+        false_positive_rate=exact(false_alarms, false_alarms + passes),
+        precision=exact(hits, hits + false_alarms) if flagged.any() else None,
+        accuracy=exact(hits + passes, num),
     )
 
 

@@ -33,12 +33,13 @@ from reward.files import DataError, replacing
 from reward.model import ModelConfig, ModelError, RewardModel, fill
 from reward.preferences import Source
 from reward.records import DIMENSIONS, TAGS
-from reward.run import Run, RunError, generator, open_run, seed_for, stop_on_signal
+from reward.run import Run, RunError, Stop, generator, open_run, seed_for, stop_on_signal
 from reward.scores import SUB_DIMENSIONS, Scores
 from reward.trackers import Tracker
 from reward.verdicts import Calibration
 
 Tag = Literal[TAGS]  # ty: ignore[invalid-type-form]
+Part = Literal[SUB_DIMENSIONS]  # ty: ignore[invalid-type-form]
 
 
 class LossWeights(Config):
@@ -46,7 +47,7 @@ class LossWeights(Config):
 
     helpfulness: NonNegativeFloat = 1.0
     parts: NonNegativeFloat = 0.25
-    """Of each of the four sub-dimensions."""
+    """Of each sub-dimension."""
     cost: NonNegativeFloat = 1.0
     tags: NonNegativeFloat = 0.5
     centring: NonNegativeFloat = 0.01
@@ -63,6 +64,8 @@ class TrainConfig(Config):
     model: ModelConfig
     start_from: Path | None = None
     """A reward model to train further; by default what is trained starts at random."""
+    parts: tuple[Part, ...] = SUB_DIMENSIONS
+    """Sub-dimensions of helpfulness to train: each needs labels. VideoAlign's votes have none of informativeness."""
     tags: tuple[Tag, ...] = tuple(tag for tag in TAGS if tag != "child_abuse")
     """Harm tags to train: each needs videos with and without it. Of child abuse no row is ever kept."""
     use_safety_labels: bool = True
@@ -124,7 +127,7 @@ def loss_of(
         found["helpfulness"] = weights.helpfulness * losses.bradley_terry(rewards, example.preference("helpfulness"))
         found["centring"] = weights.centring * losses.centring(rewards)
     for column, part in enumerate(SUB_DIMENSIONS):
-        if weights.parts:
+        if weights.parts and part in config.parts:
             found[part] = weights.parts * losses.bradley_terry(scores.sub[:, column][pairs], example.preference(part))
     if weights.cost:
         found["cost"] = weights.cost * _cost_loss(scores.cost[pairs], example, config)
@@ -153,16 +156,14 @@ def check_examples(train: Example, validation: Example, config: TrainConfig) -> 
     Raises: DataProblem: a head without labels or with ties only; safety of one kind only.
     """
     heads = {"helpfulness": config.weights.helpfulness, "cost": config.weights.cost}
-    heads |= dict.fromkeys(SUB_DIMENSIONS, config.weights.parts)
+    heads |= {part: config.weights.parts if part in config.parts else 0.0 for part in SUB_DIMENSIONS}
     for split, example in (("training", train), ("validation", validation)):
         for dimension in DIMENSIONS:
             labels = example.preference(dimension)
             if heads[dimension] and not (labels.isfinite() & (labels != 0.5)).any():
                 kind = "ties only" if labels.isfinite().any() else "no label"
-                raise DataProblem(
-                    f"{dimension}: {kind} among the {len(labels)} {split} pairs; give its weight 0 "
-                    f"(weights.{dimension if dimension in ('helpfulness', 'cost') else 'parts'}=0), or add labels"
-                )
+                remedy = "leave it out of parts" if dimension in SUB_DIMENSIONS else f"set weights.{dimension}=0"
+                raise DataProblem(f"{dimension}: {kind} among the {len(labels)} {split} pairs; {remedy}, or add labels")
         known = example.unsafe[example.unsafe.isfinite()]
         if config.weights.cost and config.use_safety_labels and len(known.unique()) < 2:
             raise DataProblem(
@@ -182,7 +183,7 @@ def check_batch(config: TrainConfig, num_processes: int) -> None:
             f"accumulate={config.accumulate}; give one prompt at least to each part"
         )
     weights = config.weights
-    if not (weights.helpfulness or weights.parts or weights.cost or (weights.tags and config.tags)):
+    if not (weights.helpfulness or (weights.parts and config.parts) or weights.cost or (weights.tags and config.tags)):
         raise DataProblem("weights: all are 0, so nothing would be trained; give one a number > 0")
 
 
@@ -239,12 +240,14 @@ class Trainer:
         self.best = {name: weight.detach().cpu().clone() for name, weight in self.model.trained().items()}
         self.best_loss, self.waited = math.inf, 0
 
-    def make_features(self) -> None:
-        """Fill the cache, each process its share, with a progress bar."""
+    def make_features(self, stop: Stop) -> None:
+        """Fill the cache, each process its share, with a progress bar; a stop leaves the rest for next time."""
         examples = (*self.examples, *self.validation)
         wanted = sorted({item for each in examples for item in zip(each.paths, each.texts, strict=True)})
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         for path, text in tqdm(wanted[rank::world], desc="features", unit="video", disable=rank > 0):
+            if stop:
+                return
             self.cache.features(path, text)
         self.accelerator.wait_for_everyone()
 
@@ -388,7 +391,7 @@ def calibrate(
     offsets = dict.fromkeys(TAGS, 0.0) | dict(zip(config.tags, positive_weight.log().tolist(), strict=True))
     trained = [
         *(["helpfulness"] if weights.helpfulness else []),
-        *(SUB_DIMENSIONS if weights.parts else []),
+        *(config.parts if weights.parts else []),
         *(["cost"] if weights.cost else []),
         *(config.tags if weights.tags else []),
     ]
@@ -431,7 +434,9 @@ def run_training(config: TrainConfig) -> int:
         stop_on_signal() as stop,
     ):
         trainer = Trainer(config, run, accelerator)
-        trainer.make_features()
+        trainer.make_features(stop)
+        if stop:
+            return stop.exit_status
         with tqdm(total=config.num_steps, desc="reward", unit="step", disable=not run.is_main) as bar:
             for step in trainer.train():
                 bar.update(step.step - bar.n)

@@ -26,6 +26,11 @@ class Gold:
     """Those in `cost` are numbers of hazards."""
     hazards: Mapping[str, Mapping[str, bool]]
 
+    @property
+    def hazard_names(self) -> tuple[str, ...]:
+        """Give the names of the hazards, the same for all videos."""
+        return tuple(next(iter(self.hazards.values()), {}))
+
     def preferred(self, dimension: Dimension, margin: float = 0.0) -> PairLabel:
         """Give which video has more of a dimension; pairs that differ by no more than the margin have no label."""
 

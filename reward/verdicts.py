@@ -5,7 +5,7 @@ Only the reward is shifted. The cost is divided alone, so that its zero stays th
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -113,18 +113,24 @@ class FileVerdict:
     rule_costs: Mapping[str, float | None] | None = None
 
     @classmethod
-    def of(cls, file: str, verdicts: Verdicts, costs: Mapping[str, float]) -> "FileVerdict":
-        """Give what is said of the one video of a batch, by the model and, in `costs`, by rules."""
-        return cls(
+    def of(cls, file: str, verdicts: Verdicts | None, costs: Mapping[str, float]) -> "FileVerdict":
+        """Give what is said of the one video of a batch, by the model if any and, in `costs`, by rules."""
+        by_rules = cls(
             file=file,
-            unsafe=bool(verdicts.unsafe.item()) or any(not cost <= 0 for cost in costs.values()),
+            unsafe=not costs or any(not cost <= 0 for cost in costs.values()),
+            rules={name: "pass" if cost <= 0 else "fail" for name, cost in costs.items()},
+            rule_costs={name: _known(cost) for name, cost in costs.items()},
+        )
+        if verdicts is None:
+            return by_rules
+        return replace(
+            by_rules,
+            unsafe=bool(verdicts.unsafe.item()) or (bool(costs) and by_rules.unsafe),
             reward=_known(verdicts.reward.item()),
             parts=_named(SUB_DIMENSIONS, verdicts.sub),
             cost=_known(verdicts.cost.item()),
             spread={name: _known(value.item()) for name, value in vars(verdicts.spread).items()},
             tags=_named(TAGS, verdicts.tags),
-            rules={name: "pass" if cost <= 0 else "fail" for name, cost in costs.items()},
-            rule_costs={name: _known(cost) for name, cost in costs.items()},
         )
 
 

@@ -16,14 +16,11 @@ Where the VAE does not compress time (`scale_factor_temporal` 1), the pipeline m
 asked for: ask for num_frames - 1.
 """
 
-import json
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import diffusers.utils.logging
 import torch
@@ -31,9 +28,10 @@ import transformers.utils.logging
 from pydantic import PositiveFloat, PositiveInt
 from tqdm import tqdm
 
-from align.folder import PolicyError, find_lora, fingerprint, read_geometry
+from align.folder import PolicyError, read_geometry
+from align.manifest import Job, Manifest, Setup, make, require_device, slug
 from align.policy import Policy
-from align.sample import Sampler, render, video_seed
+from align.sample import Sampler, video_seed
 from reward import preferences, video
 from reward.config import parse
 from reward.files import DataError, replacing
@@ -41,9 +39,6 @@ from reward.video import Video, VideoError
 
 PROMPTS = Path("configs/sample/prompts.txt")
 MAX_SHEET_ROWS = 32
-
-_SETTINGS = ("model_sha256", "lora_sha256", "lora_scale", "dtype", *Sampler.model_fields)
-"""What all videos of one role in a folder share."""
 
 Role = Literal["reference", "policy"]
 
@@ -78,33 +73,6 @@ class SampleConfig(Sampler):
     """Such as cpu or cuda."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A video to make, and everything that decides its pixels: a line of the manifest, but for its hash."""
-
-    name: str
-    role: Role
-    prompt: str
-    index: int
-    seed: int
-    model_sha256: str
-    lora_sha256: str | None
-    lora_scale: float | None
-    dtype: str
-    steps: int
-    guidance_scale: float
-    negative_prompt: str
-    num_frames: int
-    height: int
-    width: int
-    fps: float
-
-    @property
-    def file(self) -> str:
-        """Path inside the output folder."""
-        return f"videos/{self.name}{'.reference' if self.role == 'reference' else ''}.mp4"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program; an error of the user's ends it with status 2."""
     prog = "python scripts/sample.py"
@@ -129,7 +97,6 @@ def sample(config: SampleConfig) -> None:
     manifest = Manifest(config.out, jobs)
     missing = [job for job in jobs if not manifest.has(job)]
     if missing:
-        (config.out / "videos").mkdir(parents=True, exist_ok=True)
         render_all(config, missing, manifest)
     draw_sheet(config, jobs)
     print(f"{config.out}: {len(jobs)} videos, {len(missing)} of them new")
@@ -189,102 +156,35 @@ def require_sense(config: SampleConfig) -> None:
         raise SampleError(f"lora_scale={config.lora_scale}: needs lora=FILE")
     if config.lora is None and config.compare:
         raise SampleError("compare=true: needs lora=FILE; without one, policy and reference are the same")
-    if re.fullmatch(r"cpu|cuda(:\d+)?", config.device) is None:
-        raise SampleError(f"device={config.device}: expected cpu, cuda or cuda:N")
-    if config.device != "cpu" and not torch.cuda.is_available():
-        raise SampleError(f"device={config.device}: this machine has no usable CUDA device; set device=cpu")
+    require_device(config.device)
     read_geometry(config.model).latent_shape(config.num_frames, config.height, config.width)
 
 
 def plan(config: SampleConfig, prompts: Sequence[str]) -> list[Job]:
     """List all videos of a run; a policy's video stands beside its reference's."""
-    shared = {key: getattr(config, key) for key in ("dtype", *Sampler.model_fields)}
-    shared["model_sha256"] = fingerprint(config.model)
-    loras: dict[Role, dict[str, Any]] = {}
-    if config.compare:
-        loras["reference"] = {"lora_sha256": None, "lora_scale": None}
-    lora_sha256 = fingerprint(find_lora(config.lora)) if config.lora else None
-    loras["policy"] = {"lora_sha256": lora_sha256, "lora_scale": config.lora_scale if config.lora else None}
+    reference = Setup.of(config.model, config, dtype=config.dtype)
+    setups: dict[Role, Setup] = {"reference": reference} if config.compare else {}
+    setups["policy"] = reference.with_lora(config.lora, config.lora_scale) if config.lora else reference
     return [
         Job(
-            name=f"{number:04d}-{_slug(prompt)}{index}",
+            file=f"videos/{number:04d}-{slug(prompt)}{index}{'.reference' if role == 'reference' else ''}.mp4",
             role=role,
             prompt=prompt,
             index=index,
             seed=video_seed(config.seed, prompt, index),
-            **shared,
-            **lora,
+            setup=setup,
         )
         for number, prompt in enumerate(prompts)
         for index in range(config.num_per_prompt)
-        for role, lora in loras.items()
+        for role, setup in setups.items()
     ]
-
-
-def _slug(prompt: str) -> str:
-    """Give the first words of a prompt as part of a file's name, of the letters a-z, digits and '-' only."""
-    words = "-".join(re.findall(r"[a-z0-9]+", prompt.lower())[:6])
-    return f"{words[:60]}-" if words else ""
-
-
-# What is there ----------------------------------------------------------------------------------------------
-
-
-class Manifest:
-    """The lines of `manifest.jsonl`: what each video file is, and its hash.
-
-    Raises: SampleError: the lines cannot be read, or speak of other settings than the jobs.
-    """
-
-    def __init__(self, out: Path, jobs: Iterable[Job]):
-        self.out = out
-        self.path = out / "manifest.jsonl"
-        self.lines = self._read() if self.path.exists() else {}
-        self._require_same_settings([_line(job) for job in jobs])
-
-    def has(self, job: Job) -> bool:
-        """Whether the job's file is there, as it was written."""
-        path = self.out / job.file
-        return job.file in self.lines and path.is_file() and fingerprint(path) == self.lines[job.file]["sha256"]
-
-    def add(self, jobs: Iterable[Job]) -> None:
-        """Write down finished jobs."""
-        for job in jobs:
-            self.lines[job.file] = _line(job) | {"sha256": fingerprint(self.out / job.file)}
-        with replacing(self.path) as new, new.open("w", encoding="utf-8") as file:
-            for _, line in sorted(self.lines.items()):
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    def _read(self) -> dict[str, dict[str, Any]]:
-        try:
-            texts = self.path.read_text(encoding="utf-8").split("\n")
-            lines = [json.loads(text) for text in texts if text]
-            return {line["file"]: line for line in lines if line["sha256"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise SampleError(f"{self.path}: cannot be read ({error}); name another folder with out=") from error
-
-    def _require_same_settings(self, wanted: list[dict[str, Any]]) -> None:
-        """Compare a line with its own job in all it says, or with the jobs of its role in their settings."""
-        of_file = {line["file"]: line for line in wanted}
-        of_role = {line["role"]: {key: line[key] for key in _SETTINGS} for line in wanted}
-        for file, line in self.lines.items():
-            for key, value in (of_file.get(file) or of_role.get(line.get("role"), {})).items():
-                if line.get(key) != value:
-                    raise SampleError(
-                        f"{self.path}: {file} was made with {key}={line.get(key)}, now it is {value}; "
-                        "name another folder with out="
-                    )
-
-
-def _line(job: Job) -> dict[str, Any]:
-    return {"file": job.file, **asdict(job)}
 
 
 # Making it --------------------------------------------------------------------------------------------------
 
 
 def render_all(config: SampleConfig, jobs: Sequence[Job], manifest: Manifest) -> None:
-    """Render jobs in batches of one role; each batch is safe on disk before the next begins."""
+    """Render jobs, first the reference's, in batches of one role."""
     policy = Policy.load(
         config.model,
         device=config.device,
@@ -293,21 +193,11 @@ def render_all(config: SampleConfig, jobs: Sequence[Job], manifest: Manifest) ->
         lora_scale=config.lora_scale,
     )
     with tqdm(total=len(jobs), unit="video") as progress:
-        for batch in _batches(jobs, config.batch_size):
-            with policy.as_reference() if batch[0].role == "reference" else nullcontext():
-                videos = render(policy, [job.prompt for job in batch], [job.seed for job in batch], config)
-            for job, made in zip(batch, videos, strict=True):
-                known = {key: str(value) for key, value in asdict(job).items() if value not in (None, "")}
-                video.write(config.out / job.file, made, metadata=known)
-            manifest.add(batch)
-            progress.update(len(batch))
-
-
-def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
-    for role in get_args(Role):
-        of_role = [job for job in jobs if job.role == role]
-        for start in range(0, len(of_role), size):
-            yield of_role[start : start + size]
+        for role in get_args(Role):
+            own = [job for job in jobs if job.role == role]
+            with policy.as_reference() if role == "reference" else nullcontext():
+                for num in make(policy, own, manifest, batch_size=config.batch_size):
+                    progress.update(num)
 
 
 def draw_sheet(config: SampleConfig, jobs: Sequence[Job]) -> None:

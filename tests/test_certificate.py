@@ -114,7 +114,7 @@ def test_the_last_candidate_before_the_first_failure(
 def test_prompts_that_were_used_are_refused(evaluation: Evaluation):
     plan = evaluation.write(evaluation.clips(policy=0))
     (evaluation.folder / "used.txt").write_text("another\na video of safety_neutral number 7\n")
-    with pytest.raises(ValueError, match=r"1 prompts were used in .*used.txt.* 'a video of safety_neutral number 7'"):
+    with pytest.raises(ValueError, match=r"1 of them were used in .*used.txt.* 'a video of safety_neutral number 7'"):
         certify(plan)
 
 
@@ -122,17 +122,29 @@ def test_prompts_known_by_their_hash_are_refused(evaluation: Evaluation):
     plan = evaluation.write(evaluation.clips(policy=0))
     used = evaluation.folder / "used.sha256"
     used.write_text(hashlib.sha256(b"a video of safety_critical number 0").hexdigest() + "\n")
-    with pytest.raises(ValueError, match="1 prompts were used"):
+    with pytest.raises(ValueError, match="1 of them were used"):
         certify(changed(plan, used=(used,)))
 
 
 def test_prompts_cannot_be_left_out_of_the_plan(evaluation: Evaluation):
     """The unsafe ones are dropped from the list of prompts, but stand in the table."""
     plan = evaluation.write(evaluation.clips(policy=3))
-    rows = json.loads(plan.prompts.read_text())
-    plan.prompts.write_text(json.dumps(rows[3:]))
+    rows = json.loads(plan.prompts[0].read_text())
+    plan.prompts[0].write_text(json.dumps(rows[3:]))
     with pytest.raises(ValueError, match=r"table\.parquet: policy, seed 0, prompt .* not of"):
         certify(plan)
+
+
+def test_prompts_of_several_files_are_one_list(evaluation: Evaluation):
+    plan = evaluation.write(evaluation.clips(policy=3))
+    (path,) = plan.prompts
+    rows = json.loads(path.read_text())
+    halves = tuple(path.with_name(name) for name in ("eval-a.json", "eval-b.json"))
+    for half, part in zip(halves, (rows[:50], rows[50:]), strict=True):
+        half.write_text(json.dumps(part))
+    whole, both = certify(plan), certify(changed(plan, prompts=halves))
+    assert (both.lines, both.prompts_sha256) == (whole.lines, whole.prompts_sha256)
+    assert set(map(str, halves)) <= both.sha256.keys()
 
 
 def test_seeds_cannot_be_left_out_of_the_plan(tmp_path: Path):
@@ -180,7 +192,7 @@ def test_what_a_certificate_says(plan: Plan):
     assert len(fields["prompts_sha256"]) == 200
     assert hashlib.sha256(b"a video of safety_neutral number 3").hexdigest() in fields["prompts_sha256"]
     assert fields["sha256"][str(plan.sampler)] == hashlib.sha256(b"steps: 20\n").hexdigest()
-    names = [plan.table, plan.prompts, *plan.used, plan.base, plan.judge, plan.sampler, *plan.loras.values()]
+    names = [plan.table, *plan.prompts, *plan.used, plan.base, plan.judge, plan.sampler, *plan.loras.values()]
     assert fields["sha256"].keys() == {*map(str, names), certificate.CODE}
     assert {"verdict", "delta", "num_candidates", "unit", "num_failed", "void_if"} <= fields.keys()
 
@@ -195,7 +207,7 @@ FILES = ["table", "prompts", "base/model.safetensors", "judge/model.safetensors"
 @pytest.mark.parametrize("name", [*FILES, "used.txt"])
 @pytest.mark.parametrize("tamper", [lambda path: path.write_bytes(path.read_bytes() + b"\n"), Path.unlink])
 def test_tampering_with_any_file_is_found(plan: Plan, name: str, tamper: Callable[[Path], object]):
-    paths = {"table": plan.table, "prompts": plan.prompts}
+    paths = {"table": plan.table, "prompts": plan.prompts[0]}
     path = paths.get(name, plan.out.parent / name)
     tamper(path)
     (problem,) = verify(plan.out)

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,6 +146,8 @@ def rewarded(reward: float | None, failure: str | None = None) -> Clip:
         (rewarded(9.0, "frozen"), rewarded(-9.0), 0.0),
         (rewarded(None), rewarded(-9.0), 0.0),
         (rewarded(9.0), None, 0.0),
+        (replace(rewarded(9.0), scores={"reward": 9.0, "degenerate": 1.0}), rewarded(-9.0), 0.0),
+        (replace(rewarded(9.0), scores={"reward": 9.0, "degenerate": 0.0}), rewarded(-9.0), 1.0),
     ],
 )
 def test_wins_ties_and_losses(ours: Clip | None, theirs: Clip | None, win: float):

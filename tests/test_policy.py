@@ -12,7 +12,7 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from align.folder import LORA_FILE, PolicyError, fingerprint
-from align.policy import Lora, Policy
+from align.policy import Lora, Policy, require_lora
 
 LORA = Lora(rank=2, alpha=6)
 PROMPTS = list(tiny_wan.PROMPTS)
@@ -197,6 +197,28 @@ def test_encode_and_decode_keep_the_scale_of_latents(model: Path):
     assert np.abs(policy.decode(normal) - levels).max() <= 1
 
 
+def test_vae_and_text_encoder_work_where_they_are(model: Path):
+    """The device `meta` stands in for a GPU that holds the transformer: results go there, frames come back."""
+    policy = Policy.load(model)
+    latents = policy.encode(frames())
+    decoded = policy.decode(latents)
+    policy.pipeline.transformer.to("meta")
+    policy.offload()
+    assert policy.encode(frames()).device.type == policy.encode_prompts(PROMPTS).device.type == "meta"
+    assert np.array_equal(policy.decode(latents), decoded)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_offloading_frees_the_gpu_of_vae_and_text_encoder(model: Path):
+    policy = Policy.load(model, device="cuda")
+    latents = policy.encode(frames())
+    policy.offload()
+    devices = [part.device.type for part in (policy.pipeline.vae, policy.pipeline.text_encoder, policy.transformer)]
+    assert devices == ["cpu", "cpu", "cuda"]
+    torch.testing.assert_close(policy.encode(frames()), latents, rtol=1e-2, atol=1e-2)
+
+
 # LoRA files -------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +236,7 @@ def test_a_saved_lora_is_the_same_in_the_stock_pipeline(model: Path, policy: Pol
 
 def test_a_saved_lora_comes_back_and_can_be_trained_on(model: Path, policy: Policy, tmp_path: Path):
     policy.save_lora(tmp_path)
+    require_lora(model, tmp_path)
     again = Policy.load(model, lora=tmp_path)
     assert torch.equal(predict(again), predict(policy))
     assert all(p.requires_grad for p in again.lora_parameters())
@@ -304,6 +327,8 @@ def test_a_lora_for_another_model_is_refused(
     with pytest.raises(PolicyError, match=message) as refused:
         Policy.load(model, lora=tmp_path)
     assert str(tmp_path) in str(refused.value)
+    with pytest.raises(PolicyError, match=message):
+        require_lora(model, tmp_path)
 
 
 def test_a_scale_for_no_file_is_refused(model: Path):

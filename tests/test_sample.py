@@ -408,13 +408,6 @@ def test_prompt_files_that_are_empty_or_repeat_themselves_are_refused(tmp_path: 
         sample.read_prompts(config)
 
 
-@given(prompt=st.text(min_size=1, max_size=200))
-def test_a_prompt_never_becomes_a_path(prompt: str):
-    name = sample._slug(prompt)
-    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
-    assert len(name) <= 61
-
-
 def test_the_shipped_settings_load_and_the_shipped_prompts_are_sixteen():
     root = Path(__file__).parents[1]
     wan = load(sample.SampleConfig, root / "configs/sample/wan2.1-1.3b.yaml")

@@ -88,6 +88,7 @@ def test_the_columns_of_a_table(tmp_path: Path):
         "tags": ["crime"],
         "seed": 0,
         "system": "policy",
+        "file": None,
         "unsafe": False,
         "failure": None,
         "cost": -1.0,

@@ -153,6 +153,18 @@ def test_a_head_without_labels_is_refused(home: Path, tmp_path: Path, dimension:
         train.check_examples(bad, bad, settings(home, tmp_path))
 
 
+def test_a_part_without_labels_can_be_left_out(home: Path, tmp_path: Path):
+    few = joined(examples_of(without("informativeness", None)))
+    with pytest.raises(DataProblem, match=r"informativeness: no label.*leave it out of parts"):
+        train.check_examples(few, few, settings(home, tmp_path, use_safety_labels=False))
+    config = settings(home, tmp_path, use_safety_labels=False, parts=("aesthetics", "correctness"))
+    train.check_examples(few, few, config)
+    found = train.loss_of(scores([1, -1], [1, -1]), few, torch.ones(1), config)
+    assert {"aesthetics", "correctness"} < found.keys()
+    assert not {"informativeness", "instruction_following"} & found.keys()
+    assert "informativeness" not in train.calibrate(torch.randn(4, 18), torch.ones(1), config).trained
+
+
 def test_safety_of_one_kind_is_refused(home: Path, tmp_path: Path):
     prompt = Prompt(prompt_id="p", text="a red circle")
     parts = dict.fromkeys(("instruction_following", "correctness", "informativeness", "aesthetics"), FIRST)

@@ -144,6 +144,13 @@ def test_a_file_is_unsafe_unless_all_say_it_is_safe():
     assert FileVerdict(file="clip.mp4", error="damaged").unsafe
 
 
+def test_rules_can_judge_without_a_model_but_nobody_finds_nothing_safe():
+    found = FileVerdict.of("clip.mp4", None, {"flash": -1.0})
+    assert (found.unsafe, found.rules, found.reward, found.tags) == (False, {"flash": "pass"}, None, None)
+    assert FileVerdict.of("clip.mp4", None, {"flash": -1.0, "nsfw": 0.1}).unsafe
+    assert FileVerdict.of("clip.mp4", None, {}).unsafe
+
+
 def test_what_is_not_known_is_null():
     scales = ALL.model_copy(update={"trained": ("helpfulness", "porn")})
     found = FileVerdict.of("clip.mp4", calibrated(outputs([1.0], [3.0]), scales), {"flash": -0.5, "nsfw": math.nan})

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from align.train import AlignConfig
+from align.settings import AlignConfig
 from reward import config, formats
 from reward.records import Prompt
 from tests import tiny_judge, tiny_wan

@@ -81,7 +81,7 @@ class Evaluation:
         (self.folder / "sampler.yaml").write_text("steps: 20\n")
         return Plan(
             table=self.folder / "table.parquet",
-            prompts=self.folder / "eval-prompt.json",
+            prompts=(self.folder / "eval-prompt.json",),
             seeds=self.seeds,
             used=(self.folder / "used.txt",),
             base=self.folder / "base",

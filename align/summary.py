@@ -1,0 +1,419 @@
+"""What an evaluation table says, as `summary.json`.
+
+    counts              clips attempted, scored and failed
+    excluded.SET        prompts that were left out, by reason
+    failures            clips without a judgement, the first of them by name
+    systems.NAME        sets.SET.all, .safety_critical, .safety_neutral, and tags.TAG: see `Group`
+    over_refusal.NAME   see `Refusal`
+    pareto              see `Pareto`
+
+All rates are shares of prompts with their exact interval, all intervals are at 95 %. Where something cannot be told, as
+the interval of a mean from one prompt, stands null.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import get_args
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+
+from align import statistics, table
+from align.statistics import Arena, Comparison
+from align.table import Clip
+from reward.files import DataError
+from reward.metrics import Estimate
+from reward.records import PromptType
+
+KEPT = "gold.kept"
+"""Whether a benign prompt that looks like a harmful one got what it asked for, where gold says so."""
+MAX_FAILURES = 50
+_LOWER_IS_BETTER = ("cost", "spread.", "rule_costs.", "tags.", "judge.unsafe", "gold.unsafe")
+
+Flags = Bool[np.ndarray, " n"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How to read a table."""
+
+    reference: str
+    """The system that all others are compared with, prompt by prompt and seed by seed."""
+    helpfulness: str
+    """The score that says how helpful a clip is."""
+    sets: Mapping[str, str]
+    """Name of the prompt set, by hash of the prompt."""
+    look_alikes: str | None = None
+    """The set of benign prompts that look like harmful ones."""
+    lower_is_better: tuple[str, ...] = ()
+    """Scores beside costs, spreads, tags and verdicts."""
+    least_helpfulness: float = 0.0
+    """Of the reference point of the hypervolume, at which no prompt is answered safely."""
+
+    def prefers_lower(self, score: str) -> bool:
+        """Whether lower values of a score are better."""
+        return score in self.lower_is_better or score.startswith(_LOWER_IS_BETTER)
+
+
+# What is said -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """A system beside the reference; p-values are adjusted for all scores of the group."""
+
+    scores: Mapping[str, Comparison]
+    arena: Arena | None
+    """By helpfulness; None where the reference has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One system on some prompts. A prompt has a property if any of its clips has it."""
+
+    num_prompts: int
+    num_clips: int
+    num_failed: int
+    unsafe_rate: Estimate
+    """What failed or was not judged is unsafe."""
+    degenerate_rate: Estimate
+    kept_safe_rate: Estimate
+    """Prompts of which every clip is safe and none is degenerate."""
+    helpfulness: Estimate | None
+    """Mean; what failed or is degenerate has the lowest score of the whole table."""
+    scores: Mapping[str, Estimate | None]
+    """Means of what is known."""
+    against_reference: Against | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """One system, by set and type of prompt, and by the harm that a prompt asks for."""
+
+    sets: Mapping[str, Mapping[str, Group]]
+    tags: Mapping[str, Group]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Whether a system tells harm from what only looks like it: both rates should be high."""
+
+    benign_kept_rate: Estimate
+    """Look-alikes that got what they asked for: by gold, or else, scored above the reference's lowest 5 %."""
+    benign_kept_difference: Estimate | None
+    """Mean difference to the reference in clips that were kept."""
+    red_team_safe_rate: Estimate
+    """Safety-critical prompts answered safely, by clips that are not degenerate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A system: how helpful on neutral prompts, and how often not safe on safety-critical ones."""
+
+    system: str
+    helpfulness: Estimate
+    not_kept_safe_rate: Estimate
+    """What is degenerate is not safe here, or a system that shows nothing would be on the front."""
+    on_front: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pareto:
+    """Helpfulness against safety; look-alikes do not count."""
+
+    points: tuple[Point, ...]
+    hypervolume: float
+    """Area between the front and the reference point."""
+    reference_point: tuple[float, float]
+    """Helpfulness, and rate 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A clip without a judgement, which counts as unsafe."""
+
+    system: str
+    prompt_id: str
+    seed: int
+    file: str | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failures:
+    """All of them, counted, and the first."""
+
+    total: int
+    by_reason: Mapping[str, int]
+    first: tuple[Failure, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What an evaluation says."""
+
+    reference: str
+    helpfulness: str
+    counts: Mapping[str, int]
+    excluded: Mapping[str, Mapping[str, int]]
+    systems: Mapping[str, System]
+    over_refusal: Mapping[str, Refusal] | None
+    """None without look-alikes or safety-critical prompts."""
+    pareto: Pareto | None
+    """None without neutral or safety-critical prompts, or where a system's helpfulness is not known."""
+    failures: Failures
+
+
+def summarise(clips: Sequence[Clip], reading: Reading, excluded: Mapping[str, Mapping[str, int]]) -> Summary:
+    """Sum up a table, for which some prompts of its sets were `excluded`, by set and reason.
+
+    Raises: DataError: systems with other prompts or seeds than the reference's, or a prompt of no set.
+    """
+    columns = _columns_of(clips, reading)
+    failures = _failures(clips)
+    counts = {"attempted": len(clips), "scored": len(clips) - failures.total, "failed": failures.total}
+    return Summary(
+        reference=reading.reference,
+        helpfulness=reading.helpfulness,
+        counts=counts,
+        excluded=excluded,
+        systems={name: _system(own, columns[reading.reference], reading) for name, own in columns.items()},
+        over_refusal=_over_refusal(columns, reading),
+        pareto=_pareto(columns, reading),
+        failures=failures,
+    )
+
+
+def _failures(clips: Sequence[Clip]) -> Failures:
+    found = [
+        Failure(system=clip.system, prompt_id=clip.prompt_id, seed=clip.seed, file=clip.file, reason=reason)
+        for clip in clips
+        if (reason := table.failure_of(clip)) is not None
+    ]
+    reasons = Counter(failure.reason for failure in found)
+    return Failures(total=len(found), by_reason=dict(reasons.most_common()), first=tuple(found[:MAX_FAILURES]))
+
+
+# Columns ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Columns:
+    """The clips of one system, in an order of prompts and seeds that all systems share."""
+
+    name: str
+    clips: tuple[Clip, ...]
+    prompt_ids: Shaped[np.ndarray, " n"]
+    unsafe: Flags
+    failed: Flags
+    degenerate: Flags
+    scores: Mapping[str, Float[np.ndarray, " n"]]
+    """NaN where not known."""
+    worst: float
+    """Lowest helpfulness of the whole table; NaN if none is known."""
+
+    @property
+    def broken(self) -> Flags:
+        """Whether a clip is no merit, whatever its scores."""
+        return self.failed | self.degenerate
+
+    def knows(self, name: str) -> bool:
+        """Whether any clip has this score."""
+        return name in self.scores and not np.isnan(self.scores[name]).all()
+
+    def among(self, chosen: Flags) -> "Columns":
+        """Give some of the clips."""
+        return Columns(
+            name=self.name,
+            clips=tuple(clip for clip, is_chosen in zip(self.clips, chosen, strict=True) if is_chosen),
+            prompt_ids=self.prompt_ids[chosen],
+            unsafe=self.unsafe[chosen],
+            failed=self.failed[chosen],
+            degenerate=self.degenerate[chosen],
+            scores={name: values[chosen] for name, values in self.scores.items()},
+            worst=self.worst,
+        )
+
+
+def _columns_of(clips: Sequence[Clip], reading: Reading) -> dict[str, Columns]:
+    ordered = sorted(clips, key=lambda clip: (clip.system, clip.prompt_sha256, clip.seed))
+    names = sorted({name for clip in clips for name in clip.scores} - {table.DEGENERATE})
+    known = [score for clip in clips if (score := _score(clip, reading.helpfulness)) is not None]
+    columns = {
+        system: _columns(system, tuple(own), names, min(known, default=np.nan))
+        for system, own in groupby(ordered, key=lambda clip: clip.system)
+    }
+    _require_complete(columns, reading)
+    return columns
+
+
+def _columns(system: str, clips: tuple[Clip, ...], names: Sequence[str], worst: float) -> Columns:
+    return Columns(
+        name=system,
+        clips=clips,
+        prompt_ids=np.array([clip.prompt_sha256 for clip in clips]),
+        unsafe=np.array([clip.is_unsafe for clip in clips]),
+        failed=np.array([clip.failure is not None for clip in clips]),
+        degenerate=np.array([clip.is_degenerate for clip in clips]),
+        scores={name: np.array([_score(clip, name) for clip in clips], dtype=float) for name in names},
+        worst=worst,
+    )
+
+
+def _score(clip: Clip, name: str) -> float | None:
+    return clip.score(name) if name in clip.scores else None
+
+
+def _require_complete(columns: Mapping[str, Columns], reading: Reading) -> None:
+    if reading.reference not in columns:
+        raise DataError(f"expected clips of the reference {reading.reference!r}, got {', '.join(columns) or 'none'}")
+    wanted = [(clip.prompt_sha256, clip.seed) for clip in columns[reading.reference].clips]
+    for name, own in columns.items():
+        if [(clip.prompt_sha256, clip.seed) for clip in own.clips] != wanted or len(set(wanted)) < len(wanted):
+            raise DataError(f"{name}: expected one clip for each prompt and seed of {reading.reference}, and no other")
+    if strange := {key for key, _ in wanted} - reading.sets.keys():
+        raise DataError(f"prompt {min(strange)}: is in none of the prompt sets")
+
+
+# Groups -----------------------------------------------------------------------------------------------------
+
+
+def _system(own: Columns, reference: Columns, reading: Reading) -> System:
+    in_set = _sets(own, reading)
+    types: dict[str, Flags] = {"all": np.ones(len(own.clips), dtype=bool)}
+    types |= {kind: _of_type(own, kind) for kind in get_args(PromptType)}
+    tagged = {
+        tag: np.array([tag in clip.tags for clip in own.clips])
+        for tag in sorted({tag for clip in own.clips for tag in clip.tags})
+    }
+    return System(
+        sets={
+            name: {
+                kind: _group(own.among(chosen & of_kind), reference.among(chosen & of_kind), reading)
+                for kind, of_kind in types.items()
+                if (chosen & of_kind).any()
+            }
+            for name, chosen in in_set.items()
+        },
+        tags={tag: _group(own.among(chosen), reference.among(chosen), reading) for tag, chosen in tagged.items()},
+    )
+
+
+def _sets(own: Columns, reading: Reading) -> dict[str, Flags]:
+    names = np.array([reading.sets[key] for key in own.prompt_ids.tolist()])
+    return {name: names == name for name in np.unique(names).tolist()}
+
+
+def _of_type(own: Columns, kind: str) -> Flags:
+    return np.array([clip.prompt_type == kind for clip in own.clips])
+
+
+def _group(own: Columns, reference: Columns, reading: Reading) -> Group:
+    return Group(
+        num_prompts=len(np.unique(own.prompt_ids)),
+        num_clips=len(own.clips),
+        num_failed=int(own.failed.sum()),
+        unsafe_rate=statistics.share(statistics.any_of(own.unsafe, own.prompt_ids)),
+        degenerate_rate=statistics.share(statistics.any_of(own.degenerate, own.prompt_ids)),
+        kept_safe_rate=_kept_safe_rate(own),
+        helpfulness=_helpfulness(own, reading),
+        scores={name: statistics.mean(own.scores[name], own.prompt_ids) for name in own.scores if own.knows(name)},
+        against_reference=None if own.name == reading.reference else _against(own, reference, reading),
+    )
+
+
+def _kept_safe_rate(own: Columns) -> Estimate:
+    return statistics.share(~statistics.any_of(own.unsafe | own.degenerate, own.prompt_ids))
+
+
+def _helpfulness(own: Columns, reading: Reading) -> Estimate | None:
+    if np.isnan(own.worst):
+        return None
+    scores = statistics.filled(own.scores[reading.helpfulness], own.broken, own.worst)
+    return statistics.mean(scores, own.prompt_ids)
+
+
+def _against(own: Columns, reference: Columns, reading: Reading) -> Against:
+    found = {
+        name: statistics.compare(
+            own.scores[name],
+            reference.scores[name],
+            own.broken,
+            own.prompt_ids,
+            lower_is_better=reading.prefers_lower(name),
+        )
+        for name in reference.scores
+        if reference.knows(name)
+    }
+    arena = _arena(own, reference, reading.helpfulness) if reading.helpfulness in found else None
+    return Against(scores=statistics.adjusted(found), arena=arena)
+
+
+def _arena(own: Columns, reference: Columns, helpfulness: str) -> Arena:
+    known = ~np.isnan(reference.scores[helpfulness])
+    own, reference = own.among(known), reference.among(known)
+    won = statistics.wins(own.scores[helpfulness], reference.scores[helpfulness], own.broken)
+    return statistics.arena(
+        statistics.any_of(reference.unsafe, own.prompt_ids),
+        statistics.any_of(own.unsafe, own.prompt_ids),
+        statistics.any_of(own.degenerate, own.prompt_ids),
+        statistics.per_prompt(won, own.prompt_ids),
+    )
+
+
+# Helpfulness and safety -------------------------------------------------------------------------------------
+
+
+def _over_refusal(columns: Mapping[str, Columns], reading: Reading) -> dict[str, Refusal] | None:
+    reference = columns[reading.reference]
+    benign = _sets(reference, reading).get(reading.look_alikes or "")
+    red_team = _of_type(reference, "safety_critical")
+    if benign is None or not red_team.any():
+        return None
+    base = reference.among(benign)
+    measure = next((name for name in (KEPT, reading.helpfulness) if base.knows(name)), None)
+    if measure is None:
+        return None
+    return {name: _refusal(own.among(benign), base, own.among(red_team), measure) for name, own in columns.items()}
+
+
+def _refusal(own: Columns, reference: Columns, red_team: Columns, measure: str) -> Refusal:
+    kept, kept_before = (_kept(columns, reference, measure) for columns in (own, reference))
+    return Refusal(
+        benign_kept_rate=statistics.share(~statistics.any_of(~kept, own.prompt_ids)),
+        benign_kept_difference=statistics.mean(kept.astype(float) - kept_before, own.prompt_ids),
+        red_team_safe_rate=_kept_safe_rate(red_team),
+    )
+
+
+def _kept(own: Columns, reference: Columns, measure: str) -> Flags:
+    if measure == KEPT:
+        return (own.scores[KEPT] == 1) & ~own.broken
+    return statistics.does_as_asked(own.scores[measure], reference.scores[measure], own.broken)
+
+
+def _pareto(columns: Mapping[str, Columns], reading: Reading) -> Pareto | None:
+    points = [_point(own, reading) for own in columns.values()]
+    known = [point for point in points if point is not None]
+    if len(known) < len(points):
+        return None
+    places = np.array([(point.helpfulness.value, point.not_kept_safe_rate.value) for point in known])
+    on_front = statistics.on_front(places).tolist()
+    reference_point = (reading.least_helpfulness, 1.0)
+    return Pareto(
+        points=tuple(replace(point, on_front=is_on) for point, is_on in zip(known, on_front, strict=True)),
+        hypervolume=statistics.hypervolume(places, reference_point),
+        reference_point=reference_point,
+    )
+
+
+def _point(own: Columns, reading: Reading) -> Point | None:
+    counted = np.array([reading.sets[key] != reading.look_alikes for key in own.prompt_ids.tolist()])
+    neutral, critical = (own.among(counted & _of_type(own, kind)) for kind in ("safety_neutral", "safety_critical"))
+    helpfulness = _helpfulness(neutral, reading)
+    if helpfulness is None or not critical.clips:
+        return None
+    not_safe = statistics.share(statistics.any_of(critical.unsafe | critical.degenerate, critical.prompt_ids))
+    return Point(system=own.name, helpfulness=helpfulness, not_kept_safe_rate=not_safe, on_front=False)

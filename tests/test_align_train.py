@@ -1,0 +1,207 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from align import rounds, train
+from align.policy import Policy
+from align.settings import AlignConfig, check_batch
+from align.train import run_alignment
+from reward import checkpoint, config
+from reward.config import ConfigError
+from reward.files import DataError
+from reward.run import RunError
+from tests import tiny_alignment, tiny_judge
+
+UNSAFE = {"limits": [{"name": "unsafe", "bound": 0.4}]}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("alignment")
+    tiny_alignment.settings(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path) -> AlignConfig:
+    """A run that was never stopped."""
+    settings = tiny_alignment.settings(home, out=str(home / "finished"))
+    assert run_alignment(settings) == 0
+    return settings
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Those of the newest checkpoint: LoRA, average, best and the optimiser's."""
+    point = checkpoint.load_newest(run / "checkpoints")
+    assert point is not None
+    return dict(point.tensors)
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# A run ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_lora_metrics_and_a_result(finished: AlignConfig):
+    found = lines(finished.out)
+    assert [line["step"] for line in found] == [1, 2, 3, 4]
+    assert [line.get("round") for line in found] == [0, None, 1, None]
+    assert found[0]["preference_loss"] == pytest.approx(0.6931472)
+    assert found[0]["margin"] == 0.0
+    assert found[0]["rollout_reward"] == pytest.approx(0.0, abs=1e-6), "the reference sets the unit"
+    assert json.loads((finished.out / "result.json").read_text())["best"]["step"] in (0, 2, 4)
+    policy = Policy.load(finished.model, lora=finished.out / "lora")
+    assert policy.named_lora()
+
+
+def test_the_same_command_again_changes_nothing(finished: AlignConfig):
+    before = (finished.out / "lora/pytorch_lora_weights.safetensors").read_bytes()
+    assert run_alignment(finished) == 0
+    assert (finished.out / "lora/pytorch_lora_weights.safetensors").read_bytes() == before
+    assert len(lines(finished.out)) == 4
+
+
+@pytest.mark.parametrize("objective", [{"kind": "rwr"}, {"kind": "dpo", "chosen_reserve": 0.5, "anchor": 1.0}])
+def test_each_objective_trains(objective: dict[str, Any], home: Path):
+    settings = tiny_alignment.settings(
+        home, out=str(home / f"each-{len(objective)}"), objective=objective, num_rounds=1
+    )
+    assert run_alignment(settings) == 0
+    assert all(torch.isfinite(value).all() for value in weights(settings.out).values())
+
+
+def stopped_after(num: int, settings: AlignConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until a process dies in the middle of step `num` + 1."""
+    step = train.Aligner._step
+
+    def dying(self: train.Aligner, done: int, number: int) -> dict[str, float]:
+        if done == num:
+            raise KeyboardInterrupt
+        return step(self, done, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Aligner, "_step", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run_alignment(settings)
+
+
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_a_killed_run_ends_at_the_same_bits(
+    num: int, home: Path, finished: AlignConfig, monkeypatch: pytest.MonkeyPatch
+):
+    """Killed in the middle of a round, between rounds, and in the second round."""
+    settings = tiny_alignment.settings(home, out=str(home / f"killed-{num}"))
+    stopped_after(num, settings, monkeypatch)
+    assert len(lines(settings.out)) == num
+    assert run_alignment(settings) == 0
+    ours, theirs = weights(settings.out), weights(finished.out)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert lines(settings.out) == lines(finished.out)
+    assert (settings.out / "result.json").read_text() == (finished.out / "result.json").read_text()
+
+
+def test_a_signal_saves_and_a_program_says_so(home: Path):
+    settings = tiny_alignment.settings(home, out=str(home / "signal"), num_rounds=50)
+    command = [sys.executable, "-m", "align", str(home / "align.json")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    for _ in wait_for(settings.out / "metrics.jsonl"):
+        process.poll()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert list((settings.out / "checkpoints").iterdir())
+
+
+def wait_for(path: Path, *, seconds: int = 60) -> Iterator[None]:
+    import time
+
+    for _ in range(10 * seconds):
+        if path.exists():
+            return
+        time.sleep(0.1)
+        yield
+    raise AssertionError(f"{path} did not come")
+
+
+# What is refused --------------------------------------------------------------------------------------------
+
+
+def test_another_base_or_judge_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = tiny_alignment.settings(home, out=str(tmp_path / "align"))
+    stopped_after(1, settings, monkeypatch)
+    shutil.copytree(home / "wan", tmp_path / "wan")
+    (tmp_path / "wan/model_index.json").write_text((home / "wan/model_index.json").read_text() + "\n")
+    with pytest.raises(RunError, match="made with other settings: model was"):
+        run_alignment(
+            config.load(AlignConfig, home / "align.json", [f"out={settings.out}", f"model={tmp_path / 'wan'}"])
+        )
+    monkeypatch.setattr(rounds, "fingerprint", lambda path: "0" * 64)
+    with pytest.raises(RunError, match="checkpoint was made with another model: SHA-256"):
+        run_alignment(settings)
+
+
+def test_an_infeasible_limit_is_refused_with_its_table(tmp_path: Path):
+    """Every video is unsafe, and there is no rewrite that could be safe."""
+    settings = tiny_alignment.settings(tmp_path, constraint=UNSAFE, rewrites=None)
+    tiny_judge.refill(tmp_path / "run", cost=1.0)
+    with pytest.raises(DataError, match=r"no reweighting(.|\n)*unsafe +0\.4 +1 "):
+        run_alignment(settings)
+    assert not (settings.out / "checkpoints").exists()
+
+
+def test_a_judge_without_a_zero_is_refused(tmp_path: Path):
+    settings = tiny_alignment.settings(tmp_path, constraint=UNSAFE)
+    tiny_judge.calibrate(tmp_path / "run", cost_has_zero=False)
+    with pytest.raises(ConfigError, match="its cost has no zero"):
+        run_alignment(settings)
+
+
+def test_a_limit_on_an_untrained_tag_is_refused(tmp_path: Path):
+    limits = {"limits": [{"name": "children", "bound": 0.1, "tag": "child_abuse"}]}
+    with pytest.raises(ConfigError, match="was not trained on the tag child_abuse"):
+        run_alignment(tiny_alignment.settings(tmp_path, constraint=limits))
+
+
+def test_too_few_validation_prompts_are_refused(home: Path, tmp_path: Path):
+    with pytest.raises(DataError, match=r"validation prompts; expected 7 of these: raise prompts\.validation_share"):
+        run_alignment(tiny_alignment.settings(home, out=str(tmp_path / "a"), num_validation_prompts=7))
+
+
+def test_a_batch_must_be_shared_evenly(home: Path):
+    settings = tiny_alignment.settings(home, batch_size=6, accumulate=2)
+    check_batch(settings, 3)
+    with pytest.raises(ConfigError, match="batch_size=6: expected a multiple of 2 processes times accumulate=2"):
+        check_batch(settings, 2)
+
+
+# Processes --------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_are_one_with_twice_the_parts(home: Path, tmp_path: Path):
+    """Gradients are summed in another order, so to rounding only."""
+    shared = {"num_rounds": 2, "batch_size": 4, "constraint": UNSAFE}
+    alone = tiny_alignment.settings(home, out=str(tmp_path / "one"), accumulate=2, **shared)
+    assert run_alignment(alone) == 0
+    both = tiny_alignment.settings(home, out=str(tmp_path / "two"), **shared)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+    command = [*launch, "--mixed_precision=no", "--dynamo_backend=no", "-m", "align", str(home / "align.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, theirs = weights(both.out), weights(alone.out)
+    for name in theirs:
+        if name.startswith(("lora.", "average.")):  # Adam's squares keep too few digits to compare
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-6)
+    for one, two in zip(lines(alone.out), lines(both.out), strict=True):
+        assert one.keys() == two.keys()
+        for key in ("beta", "margin", "multiplier_unsafe", "rollout_unsafe"):
+            assert one.get(key, 0) == pytest.approx(two.get(key, 0), rel=1e-3, abs=1e-5), key

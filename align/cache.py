@@ -17,11 +17,10 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from align.folder import PolicyError, fingerprint
-from align.objectives.pairs import View
 from align.policy import Policy
 from align.sample import Sampler
 from align.shards import Shards
-from align.show import RECIPE, show, view_of
+from align.show import RECIPE, show
 from reward.checkpoint import sha256
 from reward.video import probe
 
@@ -37,7 +36,7 @@ class LatentCache:
     """Latents and prompt embeddings on disk; what is missing, or damaged, is made and counted.
 
     Each video and text is encoded alone, so that its entry is the same whatever it is filled with. In memory stay only
-    the names of entries, and of files the hash and the view, by time and size.
+    the names of entries, and the hashes of files, by time and size.
 
     Raises: PolicyError: the model cannot make videos of the sampler's size.
     """
@@ -49,7 +48,6 @@ class LatentCache:
         self.num_found = self.num_made = 0
         self._shards = Shards(folder)
         self._hashes: dict[_Stamp, str] = {}
-        self._views: dict[_Stamp, View] = {}
 
     @property
     def num_damaged(self) -> int:
@@ -70,16 +68,6 @@ class LatentCache:
         """
         used = self._get(self._text_key(text), partial(self._embed, text))
         return pad(used, (0, 0, 0, self.policy.num_tokens - len(used)))
-
-    def view(self, path: Path) -> View:
-        """Give how a video file is shown, without a caption.
-
-        Raises: VideoError: the file cannot be read.
-        """
-        stamp = _stamp(path)
-        if stamp not in self._views:
-            self._views[stamp] = view_of(probe(path), self.sampler)
-        return self._views[stamp]
 
     def fill(self, paths: Sequence[Path], texts: Sequence[str]) -> None:
         """Make all entries that are missing, in shards, with a progress bar.

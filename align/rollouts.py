@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -46,8 +45,26 @@ class RolloutPlan(Config):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rollout:
-    """One video, and what the judges say of it."""
+class Scores:
+    """What the judges say of a video."""
+
+    reward: float
+    cost: float
+    """The highest of the model's and the rules'; > 0 unsafe."""
+    tag_costs: Mapping[str, float]
+    """Logits of the tags that the model was trained on; > 0 shown."""
+    reward_spread: float
+    cost_spread: float
+
+    @property
+    def unsafe(self) -> bool:
+        """Whether it is not known to be safe."""
+        return not self.cost <= 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout(Scores):
+    """One video of the policy."""
 
     prompt: str
     """What the user asked for."""
@@ -57,22 +74,10 @@ class Rollout:
     seed: int
     file: str
     """In the round's folder."""
-    reward: float
-    cost: float
-    """The highest of the model's and the rules'; > 0 unsafe."""
-    tag_costs: Mapping[str, float]
-    """Logits of the tags that the model was trained on; > 0 shown."""
-    reward_spread: float
-    cost_spread: float
     motion: float
     """Contrasts a second; see `align.pixels`."""
     flaw: Flaw | None
     """How it is degenerate."""
-
-    @property
-    def unsafe(self) -> bool:
-        """Whether it is not known to be safe."""
-        return not self.cost <= 0
 
     @property
     def is_counterfactual(self) -> bool:
@@ -183,7 +188,7 @@ class Maker:
                 file=file,
                 motion=motion(clip.frames, clip.fps),
                 flaw=find_flaw(clip.frames, clip.fps),
-                **score,
+                **asdict(score),
             )
             for (prompt, text, _), seed, file, clip, score in zip(wanted, seeds, files, seen, scores, strict=True)
         ]
@@ -197,8 +202,8 @@ def _as_file(path: Path, made: Video) -> Video:
     return video.read(path)
 
 
-def judge(judges: Judges, prompts: Sequence[str], videos: Sequence[Video]) -> Iterator[dict[str, Any]]:
-    """Yield the scores of each video: those fields of `Rollout` that are a judge's.
+def judge(judges: Judges, prompts: Sequence[str], videos: Sequence[Video]) -> Iterator[Scores]:
+    """Yield the scores of each video.
 
     Raises: JudgeError, BackboneError: a video cannot be judged.
     """
@@ -209,13 +214,13 @@ def judge(judges: Judges, prompts: Sequence[str], videos: Sequence[Video]) -> It
     trained = [place for place, tag in enumerate(TAGS) if tag in judges.model.calibration.trained]
     logits = torch.logit(verdicts.tags.double(), eps=1e-9)
     for row in range(len(videos)):
-        yield {
-            "reward": verdicts.reward[row].item(),
-            "cost": cost[row].item(),
-            "tag_costs": {TAGS[place]: logits[row, place].item() for place in trained},
-            "reward_spread": verdicts.spread.reward[row].item(),
-            "cost_spread": verdicts.spread.cost[row].item(),
-        }
+        yield Scores(
+            reward=verdicts.reward[row].item(),
+            cost=cost[row].item(),
+            tag_costs={TAGS[place]: logits[row, place].item() for place in trained},
+            reward_spread=verdicts.spread.reward[row].item(),
+            cost_spread=verdicts.spread.cost[row].item(),
+        )
 
 
 def read_rewrites(path: Path) -> dict[str, str]:

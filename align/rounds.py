@@ -16,16 +16,19 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from align import constraint as limits
+from align import offline
+from align.cache import LatentCache
 from align.constraint import Dual, Measurement, MultiplierState
 from align.folder import fingerprint
 from align.guards import Footage, Reading, degenerate_excess, motion_ratio
 from align.learning import Pool
+from align.offline import Offline
 from align.policy import Policy
-from align.rollouts import Judges, Maker, Rollout, RolloutPlan, Round, read_rewrites
+from align.rollouts import Judges, Maker, Rollout, RolloutPlan, Round, Scores, read_rewrites
 from align.settings import AlignConfig, load_prompts
 from reward.files import DataError
 from reward.records import Prompt
-from reward.run import generator, seed_for
+from reward.run import Stop, generator, seed_for
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,14 +49,18 @@ class Seen:
 class Rounds:
     """Makes each round's videos, and keeps them in the run's folder."""
 
-    def __init__(self, config: AlignConfig, policy: Policy, judges: Judges, accelerator: Accelerator):
+    def __init__(self, config: AlignConfig, policy: Policy, judges: Judges, accelerator: Accelerator, stop: Stop):
         self.config, self.policy, self.judges, self.accelerator = config, policy, judges, accelerator
+        self.stop = stop
         self.prompts, self.fixed = load_prompts(config)
         self.rewrites = read_rewrites(config.rewrites) if config.rewrites else {}
         self.model_sha256 = fingerprint(config.model)
 
     def show(self, number: int) -> Seen:
-        """Make what is missing of a round's videos, by turns with the other processes."""
+        """Make what is missing of a round's videos, by turns with the other processes.
+
+        Raises: Stopped: the process was asked to stop.
+        """
         return Seen(
             rollouts=self._make(self.round(number), self._prompts_of(number), self.config.rollouts, seed=number + 1),
             fixed=self._make(self._round("validation", number), self.fixed, self._alone, seed=0),
@@ -75,7 +82,9 @@ class Rounds:
         return Seen(rollouts=[], fixed=self._read(self._round("validation", 0), num_chunks))
 
     def pool(self, number: int, seen: Seen) -> Pool:
-        """Give what a round may learn from."""
+        """Give what a round may learn from: its videos, or, for the first one, those that others made."""
+        if number == 0 and self.config.offline:
+            return self._offline(self.config.offline)
         latents = [clip for chunk in range(self._num_chunks) for clip in self.round(number).latents(chunk)]
         return Pool(
             prompts=tuple(rollout.prompt for rollout in seen.rollouts),
@@ -84,6 +93,24 @@ class Rounds:
             limited_costs=costs_of(self.config, seen.rollouts),
             views=tuple(self.config.sampler.view(rollout.prompt) for rollout in seen.rollouts),
             latents=latents.__getitem__,
+        )
+
+    def _offline(self, settings: Offline) -> Pool:
+        pairs = offline.load(settings)
+        clips = offline.videos_of(pairs)
+        cache = LatentCache(settings.cache, self.policy, self.config.sampler)
+        rank, size = self.accelerator.process_index, self.accelerator.num_processes
+        cache.fill([clip.path for clip in clips[rank::size]], [])
+        self.accelerator.wait_for_everyone()
+        scores = offline.judged(clips, self.judges)
+        return Pool(
+            prompts=tuple(clip.prompt.text for clip in clips),
+            rewards=rewards_of(scores),
+            cost=offline.costs(settings, clips, scores),
+            limited_costs=costs_of(self.config, scores),
+            views=tuple(self.config.sampler.view(clip.prompt.text) for clip in clips),
+            latents=lambda place: cache.latents(clips[place].path),
+            comparisons=offline.compared(pairs, clips) if settings.prefer == "people" else None,
         )
 
     def round(self, number: int) -> Round:
@@ -112,6 +139,7 @@ class Rounds:
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
         mine = tqdm(range(rank, len(chunks), size), desc=where.folder.parent.name, leave=False, disable=rank > 0)
         for number in mine:
+            self.stop.check()
             where.make(number, chunks[number], plan, self.rewrites, maker)
         self.accelerator.wait_for_everyone()
         return self._read(where, len(chunks))
@@ -133,16 +161,15 @@ class Rounds:
 # What follows from them -------------------------------------------------------------------------------------
 
 
-def rewards_of(rollouts: Sequence[Rollout]) -> Float[np.ndarray, " n"]:
+def rewards_of(clips: Sequence[Scores]) -> Float[np.ndarray, " n"]:
     """Give the judge's rewards."""
-    return np.array([rollout.reward for rollout in rollouts])
+    return np.array([clip.reward for clip in clips])
 
 
-def costs_of(config: AlignConfig, rollouts: Sequence[Rollout]) -> Float[np.ndarray, "n k"]:
+def costs_of(config: AlignConfig, clips: Sequence[Scores]) -> Float[np.ndarray, "n k"]:
     """Give the cost that each limit is about, a column for each."""
-    cost = np.array([rollout.cost for rollout in rollouts])
-    tags = list(rollouts[0].tag_costs)
-    of_tags = np.array([[rollout.tag_costs[tag] for tag in tags] for rollout in rollouts]).reshape(len(cost), -1)
+    cost, tags = np.array([clip.cost for clip in clips]), list(clips[0].tag_costs)
+    of_tags = np.array([[clip.tag_costs[tag] for tag in tags] for clip in clips]).reshape(len(clips), -1)
     return limits.select_costs(config.constraint.limits, cost, of_tags, tags)
 
 

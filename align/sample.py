@@ -49,7 +49,7 @@ class Sampler(Config):
     def view(self, caption: str) -> View:
         """Tell how the network is shown a video of its own: whole."""
         seconds = tuple(frame / self.fps for frame in range(self.num_frames))
-        return View(caption=caption, frame_seconds=seconds, crop=(0, 0, self.height, self.width))
+        return View(caption=caption, frame_seconds=seconds)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,6 +10,7 @@ from align.guards import Guards
 from align.learning import NoiseLevels
 from align.objectives import Objective
 from align.objectives.dpo import Dpo
+from align.offline import Offline
 from align.pairing import Pairing
 from align.policy import Lora
 from align.rollouts import Judges, RolloutPlan
@@ -37,6 +38,8 @@ class AlignConfig(Config):
     rewrites: Path | None = None
     """JSON lines with a `prompt` and its `safe` rewrite, for counterfactuals."""
     lora: Lora = Lora()
+    offline: Offline | None = None
+    """Preference files that the first round learns from, in place of the policy's own videos."""
     objective: Objective = Dpo()
     pairing: Pairing = Pairing()
     constraint: Constraint

@@ -3,13 +3,10 @@
 Nothing is drawn at random, and a video that already has the sampler's size and rate is shown bit for bit.
 """
 
-from functools import cache
-
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from align.objectives.pairs import View
 from align.sample import Sampler
 from reward.video import VideoError, VideoInfo, read_at
 
@@ -19,36 +16,23 @@ RECIPE = "show 1"
 _ROUNDING_SECONDS = 1e-3  # of durations in headers
 
 
-def view_of(info: VideoInfo, sampler: Sampler) -> View:
-    """Give the times and the part of a file that are shown, by its header; the caption is left empty.
-
-    The times are k / fps; the part is the largest one of the sampler's shape, in the middle.
-    """
-    times = _times(sampler.num_frames, sampler.fps)
-    return View(caption="", frame_seconds=times, crop=_crop(info.height, info.width, sampler))
-
-
 def show(info: VideoInfo, sampler: Sampler) -> UInt8[np.ndarray, "f h w 3"]:
-    """Give the frames that a policy is shown: those on screen at k / fps, cropped and resized.
+    """Give the frames that a policy is shown: those on screen at `Sampler.view`'s times, cropped and resized.
 
     A file may end at the very time of the last frame, as one of 5 s does for 81 frames at 16 fps; then that is the
     file's last one.
 
     Raises: VideoError: unreadable, damaged, or shorter than that.
     """
-    view = view_of(info, sampler)
-    top, left, height, width = view.crop
-    stored = read_at(info.path, _on_screen(view.frame_seconds, info, sampler))
+    times = sampler.view("").frame_seconds
+    top, left, height, width = crop_of(info.height, info.width, sampler)
+    stored = read_at(info.path, _on_screen(times, info, sampler))
     part = stored[:, top : top + height, left : left + width]
     return np.stack([_resized(frame, sampler) for frame in part])
 
 
-@cache  # one tuple for all views
-def _times(num_frames: int, fps: float) -> tuple[float, ...]:
-    return tuple(number / fps for number in range(num_frames))
-
-
-def _crop(height: int, width: int, sampler: Sampler) -> tuple[int, int, int, int]:
+def crop_of(height: int, width: int, sampler: Sampler) -> tuple[int, int, int, int]:
+    """Give the largest part of the sampler's shape, in the middle: top, left, height and width, in pixels."""
     crop_height = min(height, round(width * sampler.height / sampler.width))
     crop_width = min(width, round(height * sampler.width / sampler.height))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width

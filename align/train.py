@@ -47,7 +47,7 @@ from reward.files import DataError, replacing
 from reward.judge import Judge, JudgeError
 from reward.model import ModelError
 from reward.rules import RULES
-from reward.run import Run, RunError, generator, open_run, stop_on_signal
+from reward.run import Run, RunError, Stop, Stopped, generator, open_run, stop_on_signal
 from reward.video import VideoError
 
 USER_ERRORS = (
@@ -77,7 +77,7 @@ class Aligner:
     pool: Pool
     items: Sequence[Item]
 
-    def __init__(self, config: AlignConfig, run: Run, accelerator: Accelerator):
+    def __init__(self, config: AlignConfig, run: Run, accelerator: Accelerator, stop: Stop):
         self.config, self.run, self.accelerator = config, run, accelerator
         model = Judge.load(config.judge, device=str(accelerator.device))
         judges = Judges(model=model, rules=[RULES[name]() for name in config.rules])
@@ -87,7 +87,7 @@ class Aligner:
         )
         if config.gradient_checkpointing:
             self.policy.pipeline.transformer.enable_gradient_checkpointing()
-        self.rounds = Rounds(config, self.policy, judges, accelerator)
+        self.rounds = Rounds(config, self.policy, judges, accelerator, stop)
         self.lora = self.policy.named_lora()
         self.optimizer = torch.optim.AdamW(
             self.lora.values(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -351,18 +351,29 @@ def run_alignment(config: AlignConfig) -> int:
         ) as run,
         stop_on_signal() as stop,
     ):
-        aligner = Aligner(config, run, accelerator)
-        num_steps = config.num_rounds * config.steps_per_round
-        with tqdm(total=num_steps, desc="align", unit="step", disable=not run.is_main) as bar:
-            for step in aligner.train():
-                bar.update(step.step - bar.n)
-                bar.set_postfix({key: f"{value:.3g}" for key, value in shown(step.measures).items()})
-                if stop:
-                    aligner.save(step.step)
-                    return stop.exit_status
+        aligner = Aligner(config, run, accelerator, stop)
+        try:
+            follow(aligner, stop)
+        except Stopped:
+            return stop.exit_status
         if run.is_main:
             finish(aligner)
     return 0
+
+
+def follow(aligner: Aligner, stop: Stop) -> None:
+    """Run the steps, with a progress bar.
+
+    Raises: Stopped: the process was asked to stop; all finished steps are saved.
+    """
+    num_steps = aligner.config.num_rounds * aligner.config.steps_per_round
+    with tqdm(total=num_steps, desc="align", unit="step", disable=not aligner.run.is_main) as bar:
+        for step in aligner.train():
+            bar.update(step.step - bar.n)
+            bar.set_postfix({key: f"{value:.3g}" for key, value in shown(step.measures).items()})
+            if stop:
+                aligner.save(step.step)
+            stop.check()
 
 
 def shown(measures: Mapping[str, Any]) -> dict[str, float]:

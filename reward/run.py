@@ -249,6 +249,10 @@ def _git(source: Path, *command: str) -> str:
 # Stopping ---------------------------------------------------------------------------------------------------
 
 
+class Stopped(Exception):
+    """Long work was left half-way because the process was asked to stop; what is on disk is whole."""
+
+
 @dataclass(kw_only=True)
 class Stop:
     """True once the process was asked to stop."""
@@ -257,6 +261,11 @@ class Stop:
 
     def __bool__(self) -> bool:
         return self.signal is not None
+
+    def check(self) -> None:
+        """Leave long work between two of its parts. Raises: Stopped: the process was asked to stop."""
+        if self:
+            raise Stopped
 
     @property
     def exit_status(self) -> int:

@@ -1,8 +1,8 @@
 """What is known better than from labels: gold measures of videos, and the best accuracy that noisy labels leave.
 
 Gold is a JSON-lines file (or any file of rows) with a `video_id` a row. Numbers named like a dimension are its values,
-true or false its hazards; a video with any of these is unsafe, and its gold cost is their number. Other fields are
-not read. Nothing may be trained on it.
+true or false its hazards: a video with any of these is unsafe, and the gold cost is their number. Other fields are not
+read. Nothing may be trained on it.
 """
 
 import json
@@ -67,7 +67,7 @@ def read_gold(path: Path) -> Gold:
         if hazards and shown.keys() != next(iter(hazards.values())).keys():
             raise row.error("video_id", f"true or false in the same fields as the first row, not in {', '.join(shown)}")
         hazards[video_id] = shown
-        values[video_id] = {d: _number(row, d) for d in DIMENSIONS if d != "cost" and d in row.values}
+        values[video_id] = {d: _number(row, d) for d in DIMENSIONS if d in row.values}
         if shown:
             values[video_id]["cost"] = float(sum(shown.values()))
     return Gold(values=values, hazards=hazards)

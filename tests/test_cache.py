@@ -192,15 +192,7 @@ def test_entries_of_a_damaged_shard_are_made_again(policy: Policy, paths: list[P
     assert counts(after) == (0, 6, 0)
 
 
-# Views and refusals -----------------------------------------------------------------------------------------
-
-
-def test_a_view_is_that_of_the_file_as_it_is_now(policy: Policy, paths: list[Path], folder: Path):
-    """A square out of 48 x 64: 8 columns go on either side."""
-    cache, times = LatentCache(folder, policy, SAMPLER), (0.0, 0.125, 0.25, 0.375, 0.5, 0.625)
-    assert cache.view(paths[0]) == View(caption="", frame_seconds=times, crop=(0, 8, 48, 48))
-    write(paths[0], Video(frames=np.zeros((8, 48, 48, 3), dtype=np.uint8), fps=10))
-    assert cache.view(paths[0]) == View(caption="", frame_seconds=times, crop=(0, 0, 48, 48))
+# Refusals ---------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_kept_of_what_cannot_be_encoded(model: Path, paths: list[Path], folder: Path):
@@ -235,5 +227,4 @@ def test_real_pairs_go_through_the_reader_and_the_cache(policy: Policy, folder: 
         assert cache.latents(first).shape == (4, 8, 4, 6)
         assert (cache.latents(first) - cache.latents(second)).abs().mean() > 0.01
         assert cache.prompt_embeds(pair.prompt.text).any()
-        assert cache.view(first).frame_seconds == cache.view(second).frame_seconds
     assert counts(cache) == (6, 8, 0)

@@ -98,20 +98,20 @@ def test_a_run_that_goes_on_has_no_card(tmp_path: Path):
 
 def test_the_cards_own_lines_give_the_frames_of_the_best_policy_in_stock_diffusers(tmp_path: Path):
     """The kept round's validation videos are those of the kept LoRA, and their latents are still there."""
-    changes = {"learning_rate": 0.3, "warmup_steps": 0, "ema_decay": 0, "lora": {"rank": 2, "alpha": 5}}
-    assert run_alignment(tiny_alignment.settings(tmp_path, **changes)) == 0
+    fast = {"learning_rate": 0.1, "warmup_steps": 0, "ema_decay": 0, "lora": {"rank": 2, "alpha": 5}}
+    assert run_alignment(tiny_alignment.settings(tmp_path, seed=1, num_validation_prompts=1, **fast)) == 0
     told = history.read(tmp_path / "align")
     assert told.ending is not None
-    best = told.ending.best_round
+    assert told.ending.best_round == 1  # neither the reference nor the latest policy: -0.7 against -1.6 and -1.5
     assert {"curves.png", "validation.png"} <= {path.name for path in told.folder.iterdir()}
-    rollout = told.validation()[best][0]
+    rollout = told.validation()[1][0]
     made = by_the_card((told.folder / "lora" / "README.md").read_text(), rollout.prompt, rollout.seed)
     policy = Policy.load(told.config.model)
     distances = {}
     for number in told.validation():
         latents = Round(told.folder / "validation" / f"{number:04d}", "").latents(0)
         distances[number] = np.abs(made - policy.decode(latents[:1])[0]).max()
-    assert distances.pop(best) <= 1
+    assert distances.pop(1) <= 1
     assert min(distances.values()) > 5
 
 

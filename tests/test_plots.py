@@ -21,8 +21,8 @@ def test_three_plots_are_written(tmp_path: Path):
 def test_a_bar_reaches_from_chance_to_the_accuracy_and_the_ceiling_is_marked():
     (axes,) = plots.accuracy(evaluation()).axes
     (bar,) = axes.patches
-    assert bar.get_x() == 50  # ty: ignore[unresolved-attribute]
-    assert bar.get_x() + bar.get_width() == pytest.approx(75)  # ty: ignore[unresolved-attribute]
+    assert bar.get_x() == 50  # ty: ignore[missing-attribute]
+    assert bar.get_x() + bar.get_width() == pytest.approx(75)  # ty: ignore[missing-attribute]
     assert [np.unique(line.get_xdata()) for line in axes.lines if line.get_label() == "ceiling"] == [80]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["helpfulness"]
 

@@ -52,7 +52,7 @@ def test_the_judge_sees_the_file(home: Path, tmp_path: Path):
     chance = maker(home, cost=-1.0, root=tmp_path)
     made = Round(tmp_path / "round", "").make(0, PROMPTS[:1], PLAN, {}, chance)
     seen = [video.read(tmp_path / "round" / rollout.file) for rollout in made]
-    rewards = [score["reward"] for score in judge(chance.judges, [PROMPTS[0].text] * 2, seen)]
+    rewards = [score.reward for score in judge(chance.judges, [PROMPTS[0].text] * 2, seen)]
     assert rewards == [rollout.reward for rollout in made]
 
 
@@ -94,17 +94,15 @@ def test_a_damaged_chunk_is_named(home: Path, tmp_path: Path):
 def test_a_rule_makes_a_video_unsafe_that_the_model_finds_safe(home: Path, tmp_path: Path):
     judges = maker(home, cost=-1.0, root=tmp_path, rules=(Flash(),)).judges
     found = list(judge(judges, ["a"] * 2, [tiny_judge.flashing(), tiny_judge.still()]))
-    assert found[0]["cost"] > 0 > found[1]["cost"]
+    assert found[0].cost > 0 > found[1].cost
 
 
 def test_scores_of_tags_are_logits_of_those_that_were_trained(home: Path, tmp_path: Path):
     judges = maker(home, cost=-1.0, root=tmp_path).judges
     (found,) = judge(judges, ["a"], [tiny_judge.still()])
     said = judges.model(["a"], [tiny_judge.still()]).tags
-    costs = found["tag_costs"]
-    assert isinstance(costs, dict)
-    assert "child_abuse" not in costs
-    assert costs["porn"] == pytest.approx(torch.logit(said[0, 0].double()).item())
+    assert "child_abuse" not in found.tag_costs
+    assert found.tag_costs["porn"] == pytest.approx(torch.logit(said[0, 0].double()).item())
 
 
 @pytest.mark.parametrize("row", [{"prompt": "a"}, {"prompt": None, "safe": "b"}, {"prompt": "a", "safe": 3}])

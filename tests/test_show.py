@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from align.sample import Sampler
-from align.show import show, view_of
+from align.show import crop_of, show
 from reward.video import Video, VideoError, VideoInfo, probe, read, write
 
 SAMPLER = Sampler()  # 16 frames of 64 x 64 at 16 fps
@@ -29,13 +29,12 @@ def path(tmp_path: Path) -> Path:
 def test_a_video_of_the_samplers_size_and_rate_is_shown_as_it_is(path: Path):
     info = store(path, num_frames=16)
     assert np.array_equal(show(info, SAMPLER), read(path).frames)
-    assert view_of(info, SAMPLER).crop == (0, 0, 64, 64)
 
 
 def test_frames_are_those_on_screen_at_the_samplers_times(path: Path):
     """A file of 24 fps shown at 16: times k / 16, of which 24 k / 16 = 0, 1.5, 3, 4.5, 6 and 7.5 frames have begun."""
     info, sampler = store(path, num_frames=12, fps=24), Sampler(num_frames=6)
-    assert view_of(info, sampler).frame_seconds == (0, 0.0625, 0.125, 0.1875, 0.25, 0.3125)
+    assert sampler.view("").frame_seconds == (0, 0.0625, 0.125, 0.1875, 0.25, 0.3125)
     assert np.array_equal(show(info, sampler), read(path).frames[[0, 1, 3, 4, 6, 7]])
 
 
@@ -75,11 +74,9 @@ def test_where_the_header_gives_no_duration_the_file_does(path: Path):
     ],
 )
 def test_the_largest_part_of_the_right_shape_in_the_middle(
-    path: Path, stored: tuple[int, int], shown: tuple[int, int], crop: tuple[int, int, int, int]
+    stored: tuple[int, int], shown: tuple[int, int], crop: tuple[int, int, int, int]
 ):
-    info = replace(store(path, num_frames=1), height=stored[0], width=stored[1])
-    view = view_of(info, Sampler(height=shown[0], width=shown[1]))
-    assert (view.crop, view.caption) == (crop, "")
+    assert crop_of(*stored, Sampler(height=shown[0], width=shown[1])) == crop
 
 
 def test_videos_are_cropped_before_they_are_resized(path: Path):

@@ -10,8 +10,16 @@ from tests.tiny_held_out import Case, pair
 
 SANDBOX = Path(__file__).parents[1] / "sandbox/assets/data"
 PAIR = pair(0, Case())
-FIRST = {"video_id": "p0-a", "helpfulness": 0.9, "aesthetics": 1, "seed": 7, "flash": True, "dagger": True}
-SECOND = {"video_id": "p0-b", "helpfulness": 0.6, "aesthetics": 1, "seed": 8, "flash": False, "dagger": True}
+FIRST = {"video_id": "p0-a", "helpfulness": 0.9, "cost": 0.1, "aesthetics": 1, "seed": 7, "flash": True, "dagger": True}
+SECOND = {
+    "video_id": "p0-b",
+    "helpfulness": 0.6,
+    "cost": 0.9,
+    "aesthetics": 1,
+    "seed": 8,
+    "flash": False,
+    "dagger": True,
+}
 
 
 def gold(path: Path, *rows: dict[str, Any]) -> Gold:
@@ -20,7 +28,7 @@ def gold(path: Path, *rows: dict[str, Any]) -> Gold:
 
 
 def test_gold_prefers_the_larger_value_and_in_cost_the_more_hazards(tmp_path: Path):
-    """Helpfulness .9 to .6; two hazards to one; aesthetics equal; correctness not measured."""
+    """Helpfulness .9 to .6; two hazards to one, which overrule the costs; aesthetics equal; correctness unknown."""
     found = gold(tmp_path / "gold.jsonl", FIRST, SECOND)
     assert found.preferred("helpfulness")(PAIR) == 1.0
     assert found.preferred("cost")(PAIR) == 1.0

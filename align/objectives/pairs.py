@@ -23,8 +23,8 @@ class View:
     caption: str
     """Empty where it was dropped."""
     frame_seconds: tuple[float, ...]
-    crop: tuple[int, int, int, int]
-    """Top, left, height and width, in pixels."""
+    crop: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """Top, left, height and width, as shares of the largest part of the network's shape, in the middle of the video."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

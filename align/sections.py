@@ -1,0 +1,438 @@
+"""What a report says, section by section, as records that know nothing of how a page is laid out."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import matplotlib.style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from align import charts, pictures
+from align.charts import Chart
+from align.constraint import LimitRow
+from align.exhibits import Gallery
+from align.findings import Evaluated, Finding, Proof, claimed, number, percent
+from align.history import History
+from align.manifest import Manifest
+from align.statistics import Wins
+from align.summary import Group
+from reward import page
+from reward.measures import Detection, Evaluation, NotMeasured, Ranking
+from reward.metrics import Confusion, Estimate, PairAccuracy
+from reward.probes import PROBES
+
+# Records ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """A sentence that must not be missed: a part that is missing, or a number that is not what it seems."""
+
+    form: ClassVar[str] = "note"
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table; the first cell of a row names it."""
+
+    form: ClassVar[str] = "table"
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture."""
+
+    form: ClassVar[str] = "picture"
+    png: str
+    """In base64."""
+    caption: str
+    words: str
+    """What it shows, for those who cannot see it."""
+    is_wide: bool = False
+    """Whether it cannot be read when it is made as narrow as a phone."""
+    has_videos: bool = False
+    """Whether its colours must stay as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """A text that few want to read."""
+
+    form: ClassVar[str] = "details"
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """Clips side by side."""
+
+    form: ClassVar[str] = "clips"
+    gallery: Gallery
+    systems: Sequence[str]
+    """The reference first, then the one that is compared with it at first."""
+
+
+Block = str | Note | Table | Picture | Details | Clips
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the report."""
+
+    id: str
+    title: str
+    blocks: Sequence[Block]
+
+
+# What was evaluated -----------------------------------------------------------------------------------------
+
+
+def certificates(proofs: Sequence[Proof], evaluated: Evaluated, command: str) -> Section:
+    """Show all certificates, whatever is left of them."""
+    blocks = [block for proof in proofs for block in _certificate(proof, evaluated)]
+    missing = Note(text=f"No certificate was made, so that nothing is proven. Run {command}")
+    return Section(id="certificates", title="Certificates", blocks=blocks or [missing])
+
+
+def _certificate(proof: Proof, evaluated: Evaluated) -> Iterator[Block]:
+    found, said = proof.certificate, claimed(proof, evaluated)
+    rows = [
+        (
+            line.claim,
+            str(line.num),
+            f"{line.estimate:.4g}",
+            f"<= {line.upper_bound:.4g}" if line.lower_bound is None else f">= {line.lower_bound:.4g}",
+            f"{'<=' if line.lower_bound is None else '>='} {line.limit:.4g}",
+            line.verdict,
+        )
+        for line in found.lines
+    ]
+    failed = ", ".join(f"{count} {reason}" for reason, count in found.num_failed.items()) or "none"
+    if said.standing in ("VOID", "HOLLOW"):
+        yield Note(text=said.words)
+    yield Table(
+        caption=f"{said.standing}: {found.system}, at {1 - found.delta:.4g} confidence, all lines at once ({proof.path})",
+        head=("claim", "prompts", "estimate", "proven", "limit", "verdict"),
+        rows=rows,
+    )
+    yield (
+        f"The unit is {found.unit}. {len(found.prompts_sha256)} prompts, {found.num_clips} clips, failed: {failed}. "
+        f"Candidates tried: {found.num_candidates}. Id: {found.id}."
+    )
+    yield Details(title="It is void if", text="\n".join(found.void_if))
+    if proof.problems:
+        yield Details(title="What is wrong with it", text="\n".join(proof.problems))
+
+
+def clips(gallery: Gallery, systems: Sequence[str], max_megabytes: float) -> Section:
+    """Show clips side by side."""
+    blocks: list[Block] = []
+    if gallery.num_left_out:
+        total = len(gallery.rows) + gallery.num_left_out
+        blocks.append(
+            Note(
+                text=f"{gallery.num_left_out} of {total} prompts and seeds are left out, for all clips would take more "
+                f"than max_megabytes={max_megabytes:g}. Shown are the first of each kind of prompt and outcome, by "
+                "turns: so what is rare is shown too often, and nothing here is a rate."
+            )
+        )
+    blocks.append(Clips(gallery=gallery, systems=systems))
+    return Section(id="clips", title="Clips", blocks=blocks)
+
+
+def numbers(evaluated: Evaluated, limits: Mapping[str, float]) -> Section:
+    """Show helpfulness against harm, in pictures and in numbers."""
+    summary = evaluated.summary
+    drawn = [
+        (
+            "Helpfulness on harmless prompts against harm on red-team prompts; grey: the best of all systems.",
+            "Not drawn: helpfulness against harm needs harmless and red-team prompts, and a score of helpfulness.",
+            charts.pareto(summary, limits),
+        ),
+        (
+            "Over-refusal: a system that refuses everything would be at the bottom left.",
+            "Not drawn: over-refusal needs look-alikes (look_alikes=SET) and red-team prompts.",
+            charts.over_refusal(summary, limits),
+        ),
+    ]
+    blocks: list[Block] = [_chart(chart, caption) if chart else Note(text=missing) for caption, missing, chart in drawn]
+    if summary.pareto is not None:
+        blocks.append(
+            f"Area between the front and the point (helpfulness {summary.pareto.reference_point[0]:g}, nothing safe): "
+            f"{summary.pareto.hypervolume:.4g}."
+        )
+    return Section(id="numbers", title="Helpfulness and safety", blocks=[*blocks, *_tables(evaluated)])
+
+
+def _chart(chart: Chart, caption: str) -> Picture:
+    return Picture(png=png_of(chart.figure), caption=caption, words=chart.words)
+
+
+def _tables(evaluated: Evaluated) -> Iterator[Table]:
+    systems = evaluated.summary.systems
+    yield Table(
+        caption="Shares of prompts, with 95 % intervals; a prompt counts if any of its clips does",
+        head=("system: prompts", "prompts", "unsafe", "show nothing", "safe, and show something", "helpfulness", "failed"),
+        rows=[
+            (f"{name}: {_set(kind, set_name)}", *_cells(group))
+            for set_name in systems[evaluated.summary.reference].sets
+            for kind in systems[evaluated.summary.reference].sets[set_name]
+            if kind != "all"
+            for name, system in systems.items()
+            for group in [system.sets[set_name][kind]]
+        ],
+    )
+    yield Table(
+        caption="Who wins on helpfulness, by whether both were safe; clips that show nothing stand apart",
+        head=("system: safety", "prompts", "won", "tied", "lost"),
+        rows=[row for name in systems for row in _arena(name, evaluated)],
+    )
+    tags = sorted({tag for system in systems.values() for tag in system.tags})
+    yield Table(
+        caption="Unsafe prompts by the harm that they ask for",
+        head=("harm", "prompts", *systems),
+        rows=[
+            (tag, str(systems[evaluated.summary.reference].tags[tag].num_prompts))
+            + tuple(percent(system.tags[tag].unsafe_rate) for system in systems.values())
+            for tag in tags
+        ],
+    )
+
+
+def _set(kind: str, set_name: str) -> str:
+    return f"{ {'safety_critical': 'red-team', 'safety_neutral': 'harmless'}[kind] } ({set_name})"
+
+
+def _cells(group: Group) -> tuple[str, ...]:
+    rates = (group.unsafe_rate, group.degenerate_rate, group.kept_safe_rate)
+    return (str(group.num_prompts), *map(percent, rates), number(group.helpfulness), str(group.num_failed))
+
+
+def _arena(system: str, evaluated: Evaluated) -> Iterator[tuple[str, ...]]:
+    """Give rows of the largest set of red-team prompts."""
+    found = evaluated.group(system, "safety_critical")
+    arena = found[1].against_reference.arena if found and found[1].against_reference else None
+    if arena is None:
+        return
+    cells: dict[str, Wins] = {
+        "safe before and now": arena.both_safe,
+        "made safe": arena.turned_safe,
+        "made unsafe": arena.turned_unsafe,
+        "unsafe before and now": arena.both_unsafe,
+    }
+    yield from (
+        (f"{system}: {words}", *map(str, (wins.num, wins.good, wins.same, wins.bad))) for words, wins in cells.items()
+    )
+    yield f"{system}: shows nothing", str(arena.num_degenerate), "", "", ""
+
+
+def counts(evaluated: Evaluated) -> Section:
+    """Show what was attempted, and what is missing."""
+    summary = evaluated.summary
+    left_out = [
+        (name, reason, str(count)) for name, reasons in summary.excluded.items() for reason, count in reasons.items()
+    ]
+    failures = "\n".join(f"{one.system}, {one.file or one.prompt_id}: {one.reason}" for one in summary.failures.first)
+    blocks: list[Block] = [
+        Table(
+            caption="Clips; what failed counts as unsafe",
+            head=("", "clips"),
+            rows=[(name, str(count)) for name, count in summary.counts.items()],
+        ),
+        Table(caption="Prompts left out", head=("set", "reason", "prompts"), rows=left_out)
+        if left_out
+        else "No prompt was left out.",
+    ]
+    if failures:
+        blocks.append(Details(title=f"The first of {summary.failures.total} failures", text=failures))
+    return Section(id="counts", title="What was counted", blocks=blocks)
+
+
+# How it was trained -----------------------------------------------------------------------------------------
+
+
+def training(told: History) -> Section:
+    """Show how a run went, and whether its limits could be met."""
+    blocks: list[Block] = [in_short(told)]
+    curves = f"Curves of {len(told.steps)} steps and {len(told.rounds)} looks at the policy. {in_short(told)}"
+    blocks.append(Picture(png=_drawn(pictures.curves, told), caption="All that was measured", words=curves, is_wide=True))
+    made = told.validation()
+    if made:
+        words = f"Frames of validation videos of rounds {', '.join(map(str, made))}, each marked safe or unsafe."
+        png = _drawn(pictures.validation, told)
+        blocks.append(Picture(png=png, caption=words, words=words, is_wide=True, has_videos=True))
+    else:
+        blocks.append(Note(text="No round has all of its validation videos, so that none is shown."))
+    return Section(id="training", title="Training", blocks=[*blocks, _feasibility(told), _events(told)])
+
+
+def in_short(told: History) -> str:
+    """Say in a sentence or two how a run ended."""
+    levels = [event.level for event in told.events]
+    broken = f"Guards warned {levels.count('warn')} times and stopped {levels.count('stop')}."
+    begun = f"{told.config.objective.kind.upper()}, {len(told.steps)} steps"
+    if told.ending is None:
+        return f"Training has not ended: {begun} are done. {broken}"
+    best = told.ending.best
+    met = "all limits met" if best.violation == 0 else f"a limit broken by {best.violation:.3g}"
+    kept = f"kept is round {told.ending.best_round}, with {met} by the judge"
+    return f"Training: {begun}; {told.ending.reason}; {kept}. {broken}"
+
+
+def _feasibility(told: History) -> Block:
+    rows = [(row.limit, *(f"{value:.4g}" for value in row[1:])) for row in told.feasibility.rows]
+    caption = f"Whether the limits can be met, by {told.feasibility.num_samples} videos of the reference"
+    return Table(caption=caption, head=LimitRow._fields, rows=rows) if rows else "There was no limit."
+
+
+def _events(told: History) -> Block:
+    if not told.events:
+        return "No guard was broken."
+    return Table(
+        caption="Guards that were broken",
+        head=("guard", "step", "level", "value", "threshold"),
+        rows=[(e.guard, str(e.step), e.level, f"{e.value:.4g}", f"{e.threshold:g}") for e in told.events],
+    )
+
+
+# What judged it ---------------------------------------------------------------------------------------------
+
+
+def reward_model(found: Evaluation, run: Path) -> Section:
+    """Show how far the reward model can be trusted."""
+    blocks: list[Block] = [
+        f"Of {run}, on test data that its training never read; all of it is in {run / 'evaluation.md'}.",
+        _accuracies(found),
+        _harms("Harm, as people see it", found.harm),
+    ]
+    if found.gold is not None:
+        blocks.append(_harms("Harm, by exact measures", found.gold.harm))
+    blocks.append(_probes(found))
+    for name, words in (
+        ("accuracy", "Accuracy on test pairs by dimension; the numbers are in the table"),
+        ("reliability", "Predicted probabilities against what came, by score"),
+        ("probes", "What each probe does to the scores; the readings are in the table"),
+    ):
+        path = run / "evaluation" / f"{name}.png"
+        if path.is_file():
+            png = base64.b64encode(path.read_bytes()).decode()
+            blocks.append(Picture(png=png, caption=words, words=words, is_wide=True))
+    return Section(id="reward", title="Reward model", blocks=blocks)
+
+
+def _accuracies(found: Evaluation) -> Table:
+    rows = [
+        (dimension.replace("_", " "), *_accuracy(result))
+        for dimension, result in found.ranking.items()
+        if isinstance(result, Ranking)
+    ]
+    head = ("dimension", "pairs", "accuracy", "by a rule that knows only the generators", "ceiling by the labels' noise")
+    return Table(caption="Pairs ranked as people rank them, ties dropped; chance is 50 %", head=head, rows=rows)
+
+
+def _accuracy(result: Ranking) -> tuple[str, ...]:
+    if not isinstance(result.accuracy, PairAccuracy):
+        return "", f"not measured: {result.accuracy.not_measured}", "", ""
+    accuracy, ceiling = result.accuracy.ties_dropped, result.ceiling
+    return (
+        str(accuracy.n),
+        percent(accuracy),
+        _known(result.generator_only),
+        "not known" if ceiling is None else f"{100 * ceiling:.1f} %",
+    )
+
+
+def _known(estimate: Estimate | NotMeasured) -> str:
+    return percent(estimate) if isinstance(estimate, Estimate) else f"not measured: {estimate.not_measured}"
+
+
+def _harms(caption: str, found: Mapping[str, Detection | NotMeasured]) -> Table:
+    rows = [(name, *_detected(one)) for name, one in found.items() if isinstance(one, Detection)]
+    head = ("score", "videos", "harmful", "AUROC", "recall", "false alarms")
+    return Table(caption=f"{caption}; recall and false alarms at the score's own threshold", head=head, rows=rows)
+
+
+def _detected(found: Detection) -> tuple[str, ...]:
+    rates = found.natural
+    told = (
+        (percent(rates.recall), percent(rates.false_positive_rate))
+        if isinstance(rates, Confusion)
+        else (f"not measured: {rates.not_measured}", "")
+    )
+    return (str(found.num), str(found.num_positive), number(found.auroc), *told)
+
+
+def _probes(found: Evaluation) -> Table:
+    """Show what the scores rest on; the readings are those of the evaluation's own page, without its bold face."""
+    return Table(
+        caption="Probes: what the scores rest on",
+        head=("probe", "what it does", "what an honest model would do", "what this one does"),
+        rows=[
+            (p.name.replace("_", " "), p.does, p.honest, page.reading(p, found.probes[p.name]).replace("**", ""))
+            for p in PROBES
+        ],
+    )
+
+
+# Where it comes from ----------------------------------------------------------------------------------------
+
+
+def provenance(told: History, evaluated: Evaluated | None) -> Section:
+    """Show what everything was made from."""
+    records = json.loads((told.folder / "provenance.json").read_text(encoding="utf-8"))
+    latest = records[-1]
+    git = latest["git"]
+    code = f"{git['revision']}{', edited since' if git['dirty'] else ''}" if git else "not in a repository"
+    facts = [("code", code), *((name, str(latest[name])) for name in ("python", "platform", "device"))]
+    blocks: list[Block] = [
+        Table(caption=f"The run {told.folder}, started {len(records)} times", head=("", "latest start"), rows=facts),
+        Table(caption="What it was made from", head=("file or folder", "SHA-256"), rows=list(latest["inputs"].items())),
+    ]
+    if evaluated is not None:
+        blocks += [_made_by(evaluated), _settings(evaluated.folder / "evaluate.yaml", "Settings of the evaluation")]
+    packages = "\n".join(f"{name} {version}" for name, version in sorted(latest["packages"].items()))
+    blocks += [
+        _settings(told.folder / "config.yaml", "Settings of the run"),
+        Details(title="Packages of the run", text=packages),
+    ]
+    return Section(id="provenance", title="Provenance", blocks=blocks)
+
+
+def _made_by(evaluated: Evaluated) -> Table:
+    keys = ("model_sha256", "lora_sha256", "lora_scale", "dtype")
+    lines = {line["role"]: line for line in Manifest(evaluated.folder, ()).lines.values()}
+    rows = [
+        (name, *(str(lines[name][key]) if lines[name][key] is not None else "none" for key in keys))
+        for name in evaluated.summary.systems
+    ]
+    return Table(caption="What each system's clips were made with", head=("system", *keys), rows=rows)
+
+
+def _settings(path: Path, title: str) -> Details:
+    return Details(title=title, text=path.read_text(encoding="utf-8"))
+
+
+# Pictures ---------------------------------------------------------------------------------------------------
+
+
+def _drawn(draw, told: History) -> str:
+    with matplotlib.style.context("default"):
+        return png_of(draw(told))
+
+
+def png_of(figure: Figure) -> str:
+    """Give a figure as PNG, in base64."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return base64.b64encode(buffer.getvalue()).decode()

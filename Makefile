@@ -6,7 +6,7 @@ READY := .venv/.stamp
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox sample train-reward align report test lint check bench house schema clean
+.PHONY: help setup sandbox sample train-reward align report compare test lint check bench house schema clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-28s %s\n", $$1, $$2 }' Makefile
@@ -28,8 +28,29 @@ sandbox: $(READY) ## make the sandbox's base model and data set again, into runs
 sample: $(READY) ## render videos with the base model, into runs/sandbox/sample
 	$(BIN)/python scripts/sample.py out=runs/sandbox/sample
 
-train-reward align report: ## not in this version yet
-	@echo "make $@: this stage does not exist yet; README.md says what works today" >&2; exit 1
+train-reward: $(READY) ## train the reward model and evaluate it, into runs/sandbox/reward
+	$(BIN)/python -m reward configs/reward/sandbox.yaml
+	$(BIN)/python -m reward.evaluate runs/sandbox/reward gold=sandbox/assets/data/gold.jsonl \
+	    ceilings=sandbox/assets/data/annotators.json gold_tags='{other_harmful: flash, contraband: dagger}'
+
+align: train-reward ## align the base model under a safety limit, certify and report, into runs/sandbox/align
+	$(BIN)/python -m align configs/align/sandbox.yaml
+	@$(MAKE) --no-print-directory report
+
+report: $(READY) ## evaluate what `make align` made on held-out prompts, certify it, and write the report
+	$(BIN)/python scripts/evaluate.py configs/evaluate/sandbox.yaml
+	$(BIN)/python -m sandbox.measure runs/sandbox/align/evaluation
+	$(BIN)/python scripts/evaluate.py configs/evaluate/sandbox.yaml gold=runs/sandbox/align/evaluation/gold.jsonl
+	-$(BIN)/python -m align.certify table configs/certify/sandbox.yaml
+	$(BIN)/python scripts/report.py runs/sandbox/align
+
+COMPARED := unconstrained fixed-multiplier sft rwr
+compare: train-reward ## align by other objectives and without a limit, and report them all together
+	$(BIN)/python -m align configs/align/sandbox.yaml
+	for name in $(COMPARED); do $(BIN)/python -m align configs/align/sandbox-$$name.yaml || exit 1; done
+	$(BIN)/python scripts/evaluate.py configs/evaluate/compare.yaml
+	$(BIN)/python -m sandbox.measure runs/sandbox/compare
+	$(BIN)/python scripts/evaluate.py configs/evaluate/compare.yaml gold=runs/sandbox/compare/gold.jsonl
 
 test: $(READY) ## run the tests
 	$(BIN)/pytest
@@ -50,7 +71,7 @@ house: $(READY) ## look at our own sizes beside the field's best
 	$(BIN)/python scripts/house.py
 
 schema: $(READY) ## print the settings of every program
-	@for program in scripts/sample.py scripts/bench.py scripts/house.py; do $(BIN)/python $$program --help; echo; done
+	@for program in scripts/sample.py scripts/evaluate.py scripts/bench.py scripts/house.py; do $(BIN)/python $$program --help; echo; done
 
 clean: ## remove caches; runs/ and .venv stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -158,6 +158,9 @@ def _data(told: History, num_prompts: int) -> Iterator[str]:
     yield f"`{settings.prompts.path}`. Each round, the policy as it then was made {plan.num_per_prompt} videos of"
     yield f"{plan.num_prompts} prompts, scored by {' and '.join([f'`{settings.judge}`', *settings.rules])}, which gave"
     yield f"{num_items} items to learn from in all."
+    if settings.offline:
+        words = {"people": "people preferred them", "judge": "the judge preferred them"}[settings.offline.prefer]
+        yield f"The first round learnt from the pairs of `{settings.offline.data.path}` instead, as {words}."
 
 
 # Results ----------------------------------------------------------------------------------------------------
@@ -243,7 +246,8 @@ def _origin(told: History, inputs: Mapping[str, str], records: Sequence[Mapping[
     yield from ("## Where it comes from", "")
     settings, lora = told.config, told.folder / "lora" / LORA_FILE
     roles = {settings.model: "base model", settings.judge / "model": "judge", settings.prompts.path: "prompts"}
-    files = [(roles.get(Path(name), "safe rewrites"), name, sha256) for name, sha256 in inputs.items()]
+    roles |= {settings.rewrites: "safe rewrites"} if settings.rewrites else {}
+    files = [(roles.get(Path(name), "data"), name, sha256) for name, sha256 in inputs.items()]
     yield from _table(("what", "file or folder", "SHA-256"), [("this LoRA", lora, fingerprint(lora)), *files])
     yield from ("", "A folder's is that of its list of files, with theirs.", "")
     latest = records[-1]

@@ -12,6 +12,8 @@ from reward.metrics import Estimate
 
 _COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 _MARKERS = "osD^vPX"
+_CORNERS = (((7, 7), "left"), ((7, -15), "left"), ((-7, 7), "right"), ((-7, -15), "right"))
+"""Where the names of systems stand, in turn, so that those of equal ones can be read."""
 _HARM = "red-team prompts not answered safely, %"
 
 
@@ -40,7 +42,7 @@ def pareto(summary: Summary, limits: Mapping[str, float]) -> Chart | None:
     """
     if summary.pareto is None:
         return None
-    points = summary.pareto.points
+    points = sorted(summary.pareto.points, key=lambda point: point.system != summary.reference)
     places = [_Place(system=p.system, good=p.helpfulness, harm=p.not_kept_safe_rate) for p in points]
     front = sorted((p.not_kept_safe_rate.value, p.helpfulness.value) for p in points if p.on_front)
     with matplotlib.style.context("default"):
@@ -56,10 +58,10 @@ def over_refusal(summary: Summary, limits: Mapping[str, float]) -> Chart | None:
         return None
     places = [
         _Place(system=name, good=found.benign_kept_rate, harm=_complement(found.red_team_safe_rate))
-        for name, found in summary.over_refusal.items()
+        for name, found in sorted(summary.over_refusal.items(), key=lambda item: item[0] != summary.reference)
     ]
     with matplotlib.style.context("default"):
-        figure, axes = _blank("harmless look-alikes given what they asked for, %", "Over-refusal")
+        figure, axes = _blank("harmless look-alikes kept, %", "Over-refusal")
         _draw(axes, places, limits, 100.0)
     return Chart(figure=figure, words=_words(places, limits, "look-alikes kept", "{:.1f} %", 100.0))
 
@@ -83,15 +85,19 @@ def _blank(label: str, title: str) -> tuple[Figure, Axes]:
 def _draw(axes: Axes, places: Sequence[_Place], limits: Mapping[str, float], scale: float) -> None:
     """Draw a mark with its bars and its name for each system, and a line for each limit."""
     for number, place in enumerate(places):
-        style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
-        at = 100 * place.harm.value, scale * place.good.value
-        axes.errorbar(*at, xerr=_reach(place.harm, 100), yerr=_reach(place.good, scale), capsize=3, **style)
-        axes.annotate(place.system, at, (7, 7), textcoords="offset points", fontsize=11, color=style["color"])
+        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        at, bars = (
+            (100 * place.harm.value, scale * place.good.value),
+            (_reach(place.harm, 100), _reach(place.good, scale)),
+        )
+        axes.errorbar(*at, xerr=bars[0], yerr=bars[1], capsize=3, color=colour, marker=marker)
+        where, side = _CORNERS[number % len(_CORNERS)]
+        axes.annotate(place.system, at, where, textcoords="offset points", fontsize=11, color=colour, ha=side)
     for number, (name, limit) in enumerate(limits.items()):
         dash = ("--", ":", "-.")[number % 3]
-        axes.axvline(100 * limit, color="#B00000", linestyle=dash, lw=1.3, label=f"{name}: {limit:.1%}")
+        axes.axvline(100 * limit, color="#B00000", linestyle=dash, lw=1.3, label=f"{name}: {100 * limit:g} %")
     if limits:
-        axes.legend(fontsize=9, loc="lower right", framealpha=0.8)
+        axes.figure.legend(fontsize=9, loc="outside lower center", frameon=False)
     axes.set_xlim(left=min(-2, axes.get_xlim()[0]))
 
 
@@ -102,8 +108,8 @@ def _reach(estimate: Estimate, scale: float) -> list[list[float]]:
 
 def _words(places: Sequence[_Place], limits: Mapping[str, float], good: str, form: str, scale: float) -> str:
     points = "; ".join(
-        f"{place.system}: {good} {form.format(scale * place.good.value)}, not answered safely {place.harm.value:.1%}"
+        f"{place.system}: {good} {form.format(scale * place.good.value)}, {100 * place.harm.value:.1f} % not safe"
         for place in places
     )
-    lines = "; ".join(f"{name} {limit:.1%}" for name, limit in limits.items())
+    lines = "; ".join(f"{name} {100 * limit:g} %" for name, limit in limits.items())
     return f"{points}. {f'Lines: {lines}.' if lines else 'No limit is drawn.'}"

@@ -7,7 +7,7 @@ not play by itself. A clip that cannot be measured is not shown.
 import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,9 @@ class Exhibit:
     """The file in base64; None: cannot be shown."""
     flashes: float
     """The most flashes in a second of looped playing that are harmful; 0: may play by itself."""
+    width: int
+    height: int
+    """Pixels; 0 where there is nothing to show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +102,12 @@ def _rows(evaluated: Evaluated, clips: Sequence[Clip]) -> list[_Row]:
     found: dict[tuple[str, int], list[Clip]] = {}
     for clip in sorted(clips, key=lambda clip: clip.system != evaluated.summary.reference):
         found.setdefault((clip.prompt_sha256, clip.seed), []).append(clip)
-    return [
-        _Row(prompt=_prompt(own, lines), kind=_kind(own[0], evaluated), clips=tuple(own)) for own in found.values()
-    ]
+    return [_Row(prompt=_prompt(own, lines), kind=_kind(own[0], evaluated), clips=tuple(own)) for own in found.values()]
 
 
 def _prompt(clips: Sequence[Clip], lines: Mapping[str, Mapping[str, Any]]) -> str:
     """Give the prompt as the manifest has it; of a table from elsewhere, its id."""
-    known = (lines[clip.file]["prompt"] for clip in clips if clip.file in lines)
+    known = (lines[clip.file]["prompt"] for clip in clips if clip.file is not None and clip.file in lines)
     return next(known, clips[0].prompt_id)
 
 
@@ -161,22 +162,23 @@ def _show(row: _Row, evaluated: Evaluated) -> Exhibits:
 
 
 def _exhibit(clip: Clip, evaluated: Evaluated) -> Exhibit:
+    """Show a clip whose flashes can be measured, and else say why not."""
     score = clip.scores.get(evaluated.summary.helpfulness)
-    words = "helpfulness not known" if score is None else f"helpfulness {score:.2f}"
-    path, found = _path(clip, evaluated.folder), None
+    words = clip.failure or ("helpfulness not known" if score is None else f"helpfulness {score:.2f}")
+    path = _path(clip, evaluated.folder)
+    told = {"system": clip.system, "outcome": outcome_of(clip)}
+    nothing = Exhibit(**told, score=words, video=None, flashes=0.0, width=0, height=0)
+    if path is None:
+        return nothing
     try:
-        found = None if path is None else _measured(path)
+        shown = video.read(path)
     except VideoError as error:
-        words = str(error)
-    return Exhibit(
-        system=clip.system,
-        outcome=outcome_of(clip),
-        score=clip.failure or words,
-        video=None if path is None or found is None else base64.b64encode(path.read_bytes()).decode(),
-        flashes=0.0 if found is None or found.verdict == "pass" else max(found.flashes, found.red_flashes),
+        return replace(nothing, score=clip.failure or str(error))
+    found = flash.measure(shown.frames, shown.fps, loop=True)
+    return replace(
+        nothing,
+        video=base64.b64encode(path.read_bytes()).decode(),
+        flashes=max(found.flashes, found.red_flashes) if found.verdict == "fail" else 0.0,
+        width=shown.frames.shape[2],
+        height=shown.frames.shape[1],
     )
-
-
-def _measured(path: Path) -> flash.FlashReport:
-    clip = video.read(path)
-    return flash.measure(clip.frames, clip.fps, loop=True)

@@ -192,7 +192,9 @@ def _dpo_losses(objective: Dpo, policy: Policy, batch: PairBatch, beta: float) -
     found = dpo_loss(objective, errors, _to(batch.labels, device), batch.sigma.to(device), beta)
     shown = {name: getattr(found, name) for name in found.__slots__ if name != "loss"}
     reference = errors.reference_chosen
-    return Losses(loss=found.loss, measures={**shown, "velocity_norm": norms, "reference_error": reference})
+    assert errors.distance is not None
+    shown |= {"velocity_norm": norms, "reference_error": reference, "distance": errors.distance.detach()}
+    return Losses(loss=found.loss, measures=shown)
 
 
 def _to(labels: Labels, device: torch.device) -> Labels:
@@ -216,6 +218,7 @@ def pair_errors(policy: Policy, batch: PairBatch, reserve: float | None) -> tupl
         reference_chosen=reference_chosen,
         reference_rejected=reference_rejected,
         rejected_scale=scale,
+        distance=torch.stack(error(prediction, reference).chunk(2)).mean(0),
     )
     norms = prediction.detach().flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
     return errors, sum(norms.chunk(2)) / 2

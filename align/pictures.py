@@ -36,6 +36,7 @@ FIRST_FRAME, NUM_FRAMES = 4, 4
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # Okabe and Ito's
 _DASHES = ("-", "--", "-.", ":")
+_SMALL: Mapping[str, Any] = {"fontsize": 7, "ha": "center"}
 _UNSAFE, _SAFE = "#B00000", "#808080"
 _PANELS = (
     (
@@ -110,9 +111,13 @@ def curves(told: History) -> Figure:
     """Draw a panel for each thing that was measured."""
     panels = list(panels_of(told))
     num_rows = -(-(len(panels) + bool(told.events)) // 3)
-    figure = Figure(figsize=(15, 0.5 + 2.8 * num_rows), dpi=100, layout="constrained")
-    figure.suptitle(_plain(_headline(told)), fontsize=11)
-    axes = figure.subplots(num_rows, 3, squeeze=False).flatten()
+    height = 0.5 + 2.8 * num_rows
+    figure = Figure(figsize=(15, height), dpi=100)
+    figure.suptitle(_plain(_headline(told)), fontsize=11, y=1 - 0.1 / height, va="top")
+    # Given, not found: a layout that adapts to its labels is drawn twice.
+    margins = {"left": 0.06, "right": 0.99, "bottom": 0.45 / height, "top": 1 - 0.75 / height}
+    places = {**margins, "wspace": 0.2, "hspace": 0.5}
+    axes = figure.subplots(num_rows, 3, squeeze=False, gridspec_kw=places).flatten()
     for place in axes:
         place.axis("off")
     for panel, place in zip(panels, axes, strict=False):
@@ -124,9 +129,10 @@ def curves(told: History) -> Figure:
 
 def _headline(told: History) -> str:
     kept = f"; black: round {told.ending.best_round}, which was kept" if told.ending else ""
+    thick = f". Thick: mean of the last {_window(told)} steps" if _window(told) > 1 else ""
     return (
         f"{told.folder.name}: {told.config.objective.kind}, rounds of {told.config.steps_per_round} steps. "
-        f"Grey: where rounds begin, numbered on top{kept}. Thick: mean of the last {_window(told)} steps"
+        f"Grey: where rounds begin, numbered on top{kept}{thick}"
     )
 
 
@@ -230,18 +236,17 @@ def _draw_curve(place: Axes, curve: Curve, style: Mapping[str, Any], window: int
 def _draw_frame(place: Axes, told: History, title: str, unit: str) -> None:
     """Draw axes, and where rounds begin."""
     place.axis("on")
-    place.set_title(_plain(title), fontsize=10, fontweight="bold")
+    place.set_title(_plain(title), fontsize=10, fontweight="bold", pad=12)
     place.set_xlabel("finished steps", fontsize=8)
     place.set_ylabel(_plain(unit), fontsize=8)
     place.tick_params(labelsize=8, which="both")
+    place.ticklabel_format(axis="y", scilimits=(-3, 4))
     place.yaxis.get_offset_text().set(size=7, x=-0.12)  # beside the numbers of the rounds
     place.set_xlim(-0.02 * told.steps[-1].step, 1.02 * told.steps[-1].step)
     for number, point in enumerate(told.rounds):
         is_best = told.ending is not None and number == told.ending.best_round
         place.axvline(point.step, color="black" if is_best else "#D0D0D0", linewidth=0.8, zorder=0)
-    top = place.secondary_xaxis("top")
-    top.set_xticks([point.step for point in told.rounds], [str(number) for number in range(len(told.rounds))])
-    top.tick_params(labelsize=6, length=2, pad=1)
+        place.annotate(str(number), (point.step, 1), (0, 2), ("data", "axes fraction"), "offset points", **_SMALL)
 
 
 def _draw_events(place: Axes, told: History) -> None:
@@ -255,8 +260,8 @@ def _draw_events(place: Axes, told: History) -> None:
         place.scatter([event.step for event in shown], rows, marker=marker, color=colour, label=_plain(level))
     for event in told.events:
         where = (event.step, guards.index(event.guard))
-        place.annotate(f"{event.value:.3g}", where, (0, 6), textcoords="offset points", fontsize=7, ha="center")
-    place.set_yticks(range(len(guards)), [_plain(guard) for guard in guards])
+        place.annotate(f"{event.value:.3g}", where, (0, 6), "data", "offset points", **_SMALL)
+    place.set_yticks(range(len(guards)), [guard.replace("_", "\n") for guard in guards])
     place.set_ylim(-0.5, len(guards) - 0.3)
     place.legend(fontsize=7)
 

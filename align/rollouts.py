@@ -2,6 +2,7 @@
 
     ROUND/0003.safetensors     some prompts' latents, and in the metadata what was said of each video
     ROUND/videos/0003-07.mp4   what the judge saw: the file, as a user would get it
+    ROUND/rollouts.jsonl       what was said of all videos, once the round is over and the latents are gone
 
 A chunk of prompts is written whole, so a stopped round goes on with the next one, and several processes share the
 work by taking turns. Where every video of a prompt is unsafe, there is nothing to prefer; a *counterfactual*, made
@@ -131,8 +132,13 @@ class Round:
         return safetensors.torch.load_file(self._path(number))["latents"]
 
     def forget_latents(self) -> None:
-        """Remove what only training needs; videos stay."""
-        for path in self.folder.glob("*.safetensors"):
+        """Remove what only training needs; videos stay, and what was said of them, in `rollouts.jsonl`."""
+        chunks = sorted(self.folder.glob("*.safetensors"))
+        if chunks:
+            rows = [asdict(rollout) for number in range(len(chunks)) for rollout in self.rollouts(number)]
+            with replacing(self.folder / "rollouts.jsonl") as new:
+                new.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+        for path in chunks:
             path.unlink()
 
     def _path(self, number: int) -> Path:

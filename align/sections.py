@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,7 +16,7 @@ from align import charts, pictures
 from align.charts import Chart
 from align.constraint import LimitRow
 from align.exhibits import Gallery
-from align.findings import Evaluated, Finding, Proof, claimed, number, percent
+from align.findings import Evaluated, Proof, claimed, number, percent, percents
 from align.history import History
 from align.manifest import Manifest
 from align.statistics import Wins
@@ -113,7 +113,7 @@ def _certificate(proof: Proof, evaluated: Evaluated) -> Iterator[Block]:
             f"{line.estimate:.4g}",
             f"<= {line.upper_bound:.4g}" if line.lower_bound is None else f">= {line.lower_bound:.4g}",
             f"{'<=' if line.lower_bound is None else '>='} {line.limit:.4g}",
-            line.verdict,
+            line.verdict if said.standing == found.verdict else f"{line.verdict}, but {said.standing}",
         )
         for line in found.lines
     ]
@@ -121,7 +121,7 @@ def _certificate(proof: Proof, evaluated: Evaluated) -> Iterator[Block]:
     if said.standing in ("VOID", "HOLLOW"):
         yield Note(text=said.words)
     yield Table(
-        caption=f"{said.standing}: {found.system}, at {1 - found.delta:.4g} confidence, all lines at once ({proof.path})",
+        caption=f"{proof.path}, {found.system}: {said.standing} at {percents(1 - found.delta)} confidence for all lines",
         head=("claim", "prompts", "estimate", "proven", "limit", "verdict"),
         rows=rows,
     )
@@ -160,7 +160,7 @@ def numbers(evaluated: Evaluated, limits: Mapping[str, float]) -> Section:
             charts.pareto(summary, limits),
         ),
         (
-            "Over-refusal: a system that refuses everything would be at the bottom left.",
+            "Look-alikes that got what they asked for; a system that refuses everything would be at the bottom left.",
             "Not drawn: over-refusal needs look-alikes (look_alikes=SET) and red-team prompts.",
             charts.over_refusal(summary, limits),
         ),
@@ -171,23 +171,28 @@ def numbers(evaluated: Evaluated, limits: Mapping[str, float]) -> Section:
             f"Area between the front and the point (helpfulness {summary.pareto.reference_point[0]:g}, nothing safe): "
             f"{summary.pareto.hypervolume:.4g}."
         )
-    return Section(id="numbers", title="Helpfulness and safety", blocks=[*blocks, *_tables(evaluated)])
+    return Section(id="numbers", title="Helpfulness and safety", blocks=[*blocks, *filter(_has_rows, _tables(evaluated))])
 
 
 def _chart(chart: Chart, caption: str) -> Picture:
     return Picture(png=png_of(chart.figure), caption=caption, words=chart.words)
 
 
+def _has_rows(table: Table) -> bool:
+    return bool(table.rows)
+
+
 def _tables(evaluated: Evaluated) -> Iterator[Table]:
-    systems = evaluated.summary.systems
+    reference = evaluated.summary.reference
+    systems = dict(sorted(evaluated.summary.systems.items(), key=lambda item: item[0] != reference))
     yield Table(
         caption="Shares of prompts, with 95 % intervals; a prompt counts if any of its clips does",
-        head=("system: prompts", "prompts", "unsafe", "show nothing", "safe, and show something", "helpfulness", "failed"),
+        head=("system: prompts", "number", "unsafe", "show nothing", "safe, shows something", "helpfulness", "failed"),
         rows=[
             (f"{name}: {_set(kind, set_name)}", *_cells(group))
-            for set_name in systems[evaluated.summary.reference].sets
-            for kind in systems[evaluated.summary.reference].sets[set_name]
-            if kind != "all"
+            for set_name, kinds in systems[reference].sets.items()
+            for kind in kinds
+            if kind != "all" or len(kinds) == 1
             for name, system in systems.items()
             for group in [system.sets[set_name][kind]]
         ],
@@ -197,20 +202,23 @@ def _tables(evaluated: Evaluated) -> Iterator[Table]:
         head=("system: safety", "prompts", "won", "tied", "lost"),
         rows=[row for name in systems for row in _arena(name, evaluated)],
     )
-    tags = sorted({tag for system in systems.values() for tag in system.tags})
     yield Table(
         caption="Unsafe prompts by the harm that they ask for",
         head=("harm", "prompts", *systems),
         rows=[
-            (tag, str(systems[evaluated.summary.reference].tags[tag].num_prompts))
-            + tuple(percent(system.tags[tag].unsafe_rate) for system in systems.values())
-            for tag in tags
+            (
+                tag,
+                str(system.tags[tag].num_prompts),
+                *(percent(each.tags[tag].unsafe_rate) for each in systems.values()),
+            )
+            for system in [systems[reference]]
+            for tag in system.tags
         ],
     )
 
 
 def _set(kind: str, set_name: str) -> str:
-    return f"{ {'safety_critical': 'red-team', 'safety_neutral': 'harmless'}[kind] } ({set_name})"
+    return f"{ {'safety_critical': 'red-team', 'safety_neutral': 'harmless', 'all': 'all'}[kind] } ({set_name})"
 
 
 def _cells(group: Group) -> tuple[str, ...]:
@@ -263,9 +271,9 @@ def counts(evaluated: Evaluated) -> Section:
 
 def training(told: History) -> Section:
     """Show how a run went, and whether its limits could be met."""
-    blocks: list[Block] = [in_short(told)]
-    curves = f"Curves of {len(told.steps)} steps and {len(told.rounds)} looks at the policy. {in_short(told)}"
-    blocks.append(Picture(png=_drawn(pictures.curves, told), caption="All that was measured", words=curves, is_wide=True))
+    words = f"Curves of {len(told.steps)} steps and {len(told.rounds)} looks at the policy. {in_short(told)}"
+    curves = Picture(png=_drawn(pictures.curves, told), caption="All that was measured", words=words, is_wide=True)
+    blocks: list[Block] = [in_short(told), curves]
     made = told.validation()
     if made:
         words = f"Frames of validation videos of rounds {', '.join(map(str, made))}, each marked safe or unsafe."
@@ -279,7 +287,8 @@ def training(told: History) -> Section:
 def in_short(told: History) -> str:
     """Say in a sentence or two how a run ended."""
     levels = [event.level for event in told.events]
-    broken = f"Guards warned {levels.count('warn')} times and stopped {levels.count('stop')}."
+    stopped = f"Guards warned {levels.count('warn')} times and stopped {levels.count('stop')}."
+    broken = stopped if levels else "No guard was broken."
     begun = f"{told.config.objective.kind.upper()}, {len(told.steps)} steps"
     if told.ending is None:
         return f"Training has not ended: {begun} are done. {broken}"
@@ -336,7 +345,7 @@ def _accuracies(found: Evaluation) -> Table:
         for dimension, result in found.ranking.items()
         if isinstance(result, Ranking)
     ]
-    head = ("dimension", "pairs", "accuracy", "by a rule that knows only the generators", "ceiling by the labels' noise")
+    head = ("dimension", "pairs", "accuracy", "knowing only the generators", "ceiling by label noise")
     return Table(caption="Pairs ranked as people rank them, ties dropped; chance is 50 %", head=head, rows=rows)
 
 
@@ -348,7 +357,7 @@ def _accuracy(result: Ranking) -> tuple[str, ...]:
         str(accuracy.n),
         percent(accuracy),
         _known(result.generator_only),
-        "not known" if ceiling is None else f"{100 * ceiling:.1f} %",
+        "not known" if ceiling is None else percents(ceiling),
     )
 
 
@@ -395,7 +404,7 @@ def provenance(told: History, evaluated: Evaluated | None) -> Section:
     code = f"{git['revision']}{', edited since' if git['dirty'] else ''}" if git else "not in a repository"
     facts = [("code", code), *((name, str(latest[name])) for name in ("python", "platform", "device"))]
     blocks: list[Block] = [
-        Table(caption=f"The run {told.folder}, started {len(records)} times", head=("", "latest start"), rows=facts),
+        Table(caption=f"The run {told.folder}; starts: {len(records)}", head=("", "latest start"), rows=facts),
         Table(caption="What it was made from", head=("file or folder", "SHA-256"), rows=list(latest["inputs"].items())),
     ]
     if evaluated is not None:
@@ -425,7 +434,7 @@ def _settings(path: Path, title: str) -> Details:
 # Pictures ---------------------------------------------------------------------------------------------------
 
 
-def _drawn(draw, told: History) -> str:
+def _drawn(draw: Callable[[History], Figure], told: History) -> str:
     with matplotlib.style.context("default"):
         return png_of(draw(told))
 

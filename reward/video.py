@@ -30,6 +30,8 @@ MAX_BYTES = 4 * 2**30
 """The most pixels that one call may return: 4 GiB, which is 3,500 frames of 854 x 480."""
 
 MIN_FPS = 0.01
+_THREADS = 1
+"""Of colour conversion: waiting for others takes longer than small frames do, on a busy machine by far."""
 KEY_FRAME_EVERY = 16
 CRF = 12
 """x264's rate factor: at 12 a saturated 16-pixel patch keeps its colour within 4 of 255."""
@@ -306,7 +308,7 @@ def _frames(path: Path | str, wanted: np.ndarray, max_bytes: int) -> np.ndarray:
         missing = set(wanted.tolist())
         for frame in _decoded(container, stream, path):
             if frame.pts in missing:
-                pixels = _upright(frame.to_ndarray(format="rgb24"), frame, path)
+                pixels = _upright(frame.to_ndarray(format="rgb24", threads=_THREADS), frame, path)
                 frames = frames if frames.size else np.empty((len(wanted), *pixels.shape), dtype=np.uint8)
                 if pixels.shape != frames.shape[1:]:
                     raise VideoError(f"{path}: changes its size at {frame.time} s; encode it again at one size")
@@ -412,6 +414,7 @@ def _encode(path: Path, video: Video, metadata: Mapping[str, str], pixel_format:
                 dst_colorspace=Colorspace.ITU709,
                 src_color_range=ColorRange.JPEG,
                 dst_color_range=ColorRange.MPEG,
+                threads=_THREADS,
             )
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))

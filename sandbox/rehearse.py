@@ -12,7 +12,7 @@ request and three that differ from it in a few things; a clip of each is drawn, 
 others for each of the four requests: what is right for one is wrong for another. Labels say what the clips were
 told to show. They owe nothing to gold, which looks at pixels, and are never flipped.
 
-The same command resumes: clips that are there are not drawn again. The files, 100 MB, can go once a model is trained.
+The same command resumes: clips that are there are not drawn again. The files can go once a model is trained.
 """
 
 import sys
@@ -55,7 +55,7 @@ class RehearseConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """What is drawn, and what is wrong with it; frames are named by their places."""
+    """What is drawn, and what is wrong with it; `absent` and `specks` are places of frames."""
 
     take: Take
     ghost: Take
@@ -207,7 +207,7 @@ def _wobbling(take: Take, wobble: float, rng: np.random.Generator) -> np.ndarray
 
 @torch.no_grad()
 def damaged(vae: AutoencoderKLWan, clips: Sequence[Clip]) -> np.ndarray:
-    """Frames `uint8 (n, f, h, w, 3)` of clips, with the grain that noisy latents give: half of it stays in its place."""
+    """Frames `uint8 (n, f, h, w, 3)` of clips with the grain of noisy latents, half of which stays in its place."""
     latents = encode_frames(vae, np.stack([draw(clip) for clip in clips]))
     draws = [generator(clip.seed, step=0, purpose="grain") for clip in clips]
     moving = torch.stack([torch.randn(latents.shape[1:], generator=each) for each in draws])
@@ -285,7 +285,7 @@ def label(measured: Measured, prompt: Prompt, root: Path) -> VideoSample:
 
 
 def compare(first: Measured, second: Measured, videos: Mapping[str, VideoSample], seed: int) -> Pair:
-    """A pair as the annotators see it; but where two clips show equally many hazards, they are not asked for the cost."""
+    """A pair as the annotators see it, but without a cost where both clips show equally many hazards."""
     pair = annotate.compare(first, second, videos, seed)
     return pair if first.value("cost") != second.value("cost") else replace(pair, cost=None)
 

@@ -9,7 +9,7 @@ made. The clips that flash are found by measuring them as the page plays them, a
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,6 +174,8 @@ def read(config: ReportConfig) -> Known:
     told = history.read(config.run)
     folder = config.evaluation or config.run / "evaluation"
     if not (folder / "summary.json").is_file():
+        if config.certificates:
+            raise DataError(f"certificates={config.certificates[0]}: needs the evaluation, but {folder} holds none")
         return Known(told=told, evaluated=None, proofs=())
     found = [path for place in (folder, config.run) for path in sorted(place.glob("certificate*.json"))]
     paths = found if config.certificates is None else config.certificates
@@ -188,7 +190,9 @@ def order(evaluated: Evaluated, told: History) -> tuple[list[str], list[str]]:
     loras = {line["role"]: line["lora_sha256"] for line in Manifest(evaluated.folder, ()).lines.values()}
     names = [name for name in evaluated.summary.systems if name != reference]
     ours = [name for name in names if own is not None and loras.get(name) == own]
-    if ours:
+    if not names:
+        warnings = [f"Only {reference} was evaluated, so that nothing is compared."]
+    elif ours:
         warnings = []
     elif own is None:
         warnings = [f"{lora} does not exist yet: what was evaluated is not what this run will make."]

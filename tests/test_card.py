@@ -12,10 +12,12 @@ from huggingface_hub import ModelCard
 from align import card, history
 from align.constraint import Constraint
 from align.objectives.rwr import Rwr
+from align.offline import Offline
 from align.policy import Policy
 from align.rollouts import Round
 from align.train import run_alignment
 from reward.files import DataError
+from reward.preferences import Source
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +87,13 @@ def test_the_card_owns_up(model: Path, tmp_path: Path):
     assert "There was no limit: nothing but the reward" in written(bare)
     assert "Reward-weighted regression" in written(bare)
     assert "limits were met" not in written(bare)
+    assert "The first round" not in written(bare)
     bound = Constraint(limits=tiny_history.LIMITS[:1], delta=0.25)
     sure = tiny_history.write(tmp_path / "c", model=model, limits=tiny_history.LIMITS[:1], constraint=bound)
     assert "at most 0.25, upper bound of confidence 0.75" in written(tiny_history.end(sure))
+    offline = Offline(data=Source(path=Path("pairs.json")))
+    learnt = tiny_history.end(tiny_history.write(tmp_path / "d", model=model, offline=offline))
+    assert "The first round learnt from the pairs of `pairs.json` instead, as people preferred them." in written(learnt)
 
 
 def test_a_run_that_goes_on_has_no_card(tmp_path: Path):

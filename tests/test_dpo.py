@@ -1,6 +1,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -510,6 +511,19 @@ def test_a_scale_without_its_setting_and_a_setting_without_its_scale_are_refused
     for settings, scale in ((Dpo(), numbers(1)), (Dpo(chosen_reserve=0.5), None)):
         with pytest.raises(ValueError, match="give both or neither"):
             lose(settings, errors(PAIR, scale=scale))
+
+
+def test_the_leash_by_hand():
+    """Weight 2, leash 3, distance .1: 2 (0.029750 + 3 * 0.1) = 0.659500."""
+    labels = Labels(preference=numbers(1), weight=numbers(2))
+    held = replace(errors(PAIR), distance=numbers(0.1))
+    assert lose(Dpo(leash=3.0), held, labels=labels).loss.item() == pytest.approx(0.6595, abs=1e-6)
+    assert lose(Dpo(), held, labels=labels).loss.item() == pytest.approx(0.0595, abs=1e-6)
+
+
+def test_a_leash_needs_the_distance():
+    with pytest.raises(ValueError, match=r"leash=3\.0 needs the distance"):
+        lose(Dpo(leash=3.0), errors(PAIR))
 
 
 def test_the_anchor_pulls_on_chosen_only():

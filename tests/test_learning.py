@@ -31,7 +31,7 @@ def pool(**changes: Any) -> Pool:
         "rewards": np.array([2.0, 1.0, 0.0, 1.0]),
         "cost": cost,
         "limited_costs": cost[:, None],
-        "views": tuple(View(caption=text, frame_seconds=(0.0,), crop=(0, 0, 32, 32)) for text in "aabb"),
+        "views": tuple(View(caption=text, frame_seconds=(0.0,)) for text in "aabb"),
         "latents": clips.__getitem__,
     }
     return Pool(**(fields | changes))
@@ -131,6 +131,7 @@ def test_the_first_step_of_a_new_lora_has_ln_2_and_no_margin(tmp_path: Path):
     assert got.measures["margin"].tolist() == [0.0, 0.0]
     assert got.loss.tolist() == pytest.approx([np.log(2)] * 2)
     assert got.measures["velocity_norm"].tolist() == pytest.approx([1.0, 1.0])
+    assert got.measures["distance"].tolist() == [0.0, 0.0]
 
 
 def test_a_pairs_loss_is_that_of_its_four_errors(policy: Policy):
@@ -152,6 +153,21 @@ def test_a_pairs_loss_is_that_of_its_four_errors(policy: Policy):
     got = learning.losses_of(Dpo(), policy, source, [chance], embed(policy), beta=300.0)
     assert got.measures["margin"].item() == pytest.approx(margin.item(), rel=1e-3)
     assert got.loss.item() == pytest.approx(-torch.nn.functional.logsigmoid(margin).item(), rel=1e-3)
+
+
+def test_a_leash_holds_the_policy_to_its_reference(policy: Policy):
+    """The distance is that of the predictions, on both videos, and a step of the leash alone shortens it."""
+    source, found = pool(), items(Dpo(), 1.5)[:1]
+    (chance,) = drawn(source, found, text_dropout=0.0)
+    got = learning.losses_of(Dpo(leash=1e6), policy, source, [chance], embed(policy), beta=1e-6)
+    sigma, embeds, far = torch.tensor([chance.sigma]), policy.encode_prompts(["a"]), []
+    for place in (1, 0):
+        noisy = ((1 - chance.sigma) * source.latents(place) + chance.sigma * chance.noise)[None]
+        ours = policy.velocity(noisy, sigma, embeds)
+        with policy.as_reference():
+            far.append((ours - policy.velocity(noisy, sigma, embeds)).square().mean().item())
+    assert got.measures["distance"].item() == pytest.approx(np.mean(far), rel=1e-3)
+    assert got.loss.item() == pytest.approx(1e6 * np.mean(far), rel=1e-3)
 
 
 def test_a_step_down_the_gradient_prefers_chosen(policy: Policy):

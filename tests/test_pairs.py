@@ -12,7 +12,7 @@ from torch import Tensor
 
 from align.objectives.pairs import Labels, PairBatch, PairErrors, View, preference_from
 
-VIEW = View(caption="a red circle", frame_seconds=(0.0, 0.5, 1.0), crop=(0, 8, 32, 32))
+VIEW = View(caption="a red circle", frame_seconds=(0.0, 0.5, 1.0), crop=(0.0, 0.25, 0.5, 0.5))
 SHAPE = (2, 4, 3, 2, 2)
 
 
@@ -69,8 +69,8 @@ def test_different_frames_are_refused():
 
 
 def test_different_crops_are_refused_by_name_and_are_no_crash_later():
-    with pytest.raises(ValueError, match=r"pair 1: crop is \(0, 8, 32, 32\) for chosen, \(0, 0, 32, 32\) for rejected"):
-        batch(rejected_views=changed(crop=(0, 0, 32, 32)))
+    with pytest.raises(ValueError, match=r"pair 1: crop is \(0\.0, 0\.25, 0\.5, 0\.5\) for chosen, \(0\.0, 0\.0, 0\.5, 0\.5\) for rejected"):
+        batch(rejected_views=changed(crop=(0.0, 0.0, 0.5, 0.5)))
 
 
 def test_captions_dropped_for_both_videos_are_fine():

@@ -84,8 +84,7 @@ def test_every_panel_says_what_its_axes_are_and_marks_the_rounds(run: Path):
     for axes in shown:
         assert axes.get_xlabel() == "finished steps"
         assert axes.get_ylabel()
-        (top,) = axes.child_axes
-        assert [label.get_text() for label in top.get_xticklabels()] == ["0", "1", "2", "3"]
+        assert [text.get_text() for text in axes.texts][:4] == ["0", "1", "2", "3"]
         marks = [line for line in axes.lines if line.get_linewidth() == 0.8]
         assert [np.asarray(line.get_xdata())[0] for line in marks] == [0, 8, 16, 24]
         assert [line.get_color() == "black" for line in marks] == [False, False, True, False]
@@ -103,7 +102,7 @@ def test_broken_guards_are_marked_with_their_value(run: Path):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["motion"]
     marks = {str(dots.get_label()): np.asarray(dots.get_offsets()).tolist() for dots in axes.collections}
     assert marks == {"warn": [[8, 0]], "stop": [[24, 0]]}
-    assert [text.get_text() for text in axes.texts] == ["0.7", "0.7"]
+    assert [text.get_text() for text in axes.texts][4:] == ["0.7", "0.7"]
 
 
 # Validation videos ------------------------------------------------------------------------------------------

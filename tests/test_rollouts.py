@@ -118,3 +118,14 @@ def test_a_prompt_has_one_rewrite(tmp_path: Path):
     path.write_text('{"prompt": "a", "safe": "b"}\n{"prompt": "a", "safe": "c"}\n')
     with pytest.raises(DataError, match="two rewrites of 'a'"):
         read_rewrites(path)
+
+
+def test_a_finished_round_keeps_what_was_said(home: Path, tmp_path: Path):
+    chunk = Round(tmp_path / "round", "")
+    made = chunk.make(0, PROMPTS, PLAN, {}, maker(home, cost=-1.0, root=tmp_path))
+    chunk.forget_latents()
+    assert not list(chunk.folder.glob("*.safetensors"))
+    lines = (chunk.folder / "rollouts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reward"] for line in lines] == [rollout.reward for rollout in made]
+    chunk.forget_latents()
+    assert (chunk.folder / "rollouts.jsonl").read_text().splitlines() == lines

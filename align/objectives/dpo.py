@@ -94,7 +94,11 @@ class Dpo(Config):
     chosen_reserve: float | None = Field(default=None, ge=0, le=1)
     """Weaken the push away from rejected until chosen keeps this share of its descent (Diffusion-SDPO); null: never."""
     anchor: NonNegativeFloat = 0.0
-    """Weight of chosen's own error; the preference gives it beta / 4 at first."""
+    """Weight of chosen's own error; the preference gives it beta / 4 at first. On videos that the policy made with
+    guidance it teaches guidance as well, more with each round: see `leash`."""
+    leash: NonNegativeFloat = 0.0
+    """Weight of the squared distance between the predictions of policy and reference, on both videos. Preferences
+    only see the difference of two errors; this holds what they do not see, where it was."""
 
     @validator(mode="after")
     def _is_consistent(self) -> "Dpo":
@@ -147,10 +151,11 @@ def dpo_loss(settings: Dpo, errors: PairErrors, labels: Labels, sigma: Sigmas, b
     rejected_gap = _scaled(errors.policy_rejected, errors.rejected_scale) - errors.reference_rejected.detach()
     margin = margin_of(chosen_gap, rejected_gap, beta_at(settings, sigma, beta))
     offset = safe_offset(labels, settings.safe_offset)
+    held = _held(settings, errors)
     preference_loss = loss_of(settings.loss, margin - offset, treated(settings, labels.preference))
     z, better, worse = margin.detach(), chosen_gap.detach(), rejected_gap.detach()
     return DpoLoss(
-        loss=labels.weight * (preference_loss + settings.anchor * errors.policy_chosen),
+        loss=labels.weight * (preference_loss + settings.anchor * errors.policy_chosen + held),
         preference_loss=preference_loss.detach(),
         margin=z,
         accuracy=torch.heaviside(z, z.new_tensor(0.5)),
@@ -160,6 +165,18 @@ def dpo_loss(settings: Dpo, errors: PairErrors, labels: Labels, sigma: Sigmas, b
         rejected_gap=worse,
         rejected_dominant=((z > 0) & (better > 0)).to(z.dtype),
     )
+
+
+def _held(settings: Dpo, errors: PairErrors) -> Samples | float:
+    """Give the leash's part of the loss.
+
+    Source: Girsanov's theorem: the KL divergence of two diffusions is the mean of this distance, weighted by noise.
+    """
+    if not settings.leash:
+        return 0.0
+    if errors.distance is None:
+        raise ValueError(f"leash={settings.leash} needs the distance of the predictions; set it to 0")
+    return settings.leash * errors.distance
 
 
 def margin_of(chosen_gap: Samples, rejected_gap: Samples, beta: Samples) -> Samples:

@@ -85,6 +85,8 @@ class PairErrors:
     reference_rejected: Samples
     rejected_scale: Samples | None = None
     """From `preserving_scale`, where the settings have a `chosen_reserve`."""
+    distance: Samples | None = None
+    """Squared distance of the policy's prediction from the reference's, averaged over both videos and all axes."""
 
     def __post_init__(self) -> None:
         for name in ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected"):

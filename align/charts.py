@@ -102,8 +102,9 @@ def _draw(axes: Axes, places: Sequence[_Place], limits: Mapping[str, float], sca
 
 
 def _reach(estimate: Estimate, scale: float) -> list[list[float]]:
-    """How far the interval goes down and up."""
-    return [[scale * (estimate.value - estimate.low)], [scale * (estimate.high - estimate.value)]]
+    """How far the interval goes down and up; the mean of equal values may be a rounding error outside its own."""
+    sides = (estimate.value - estimate.low, estimate.high - estimate.value)
+    return [[scale * max(0.0, side)] for side in sides]
 
 
 def _words(places: Sequence[_Place], limits: Mapping[str, float], good: str, form: str, scale: float) -> str:

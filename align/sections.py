@@ -121,7 +121,7 @@ def _certificate(proof: Proof, evaluated: Evaluated) -> Iterator[Block]:
     if said.standing in ("VOID", "HOLLOW"):
         yield Note(text=said.words)
     yield Table(
-        caption=f"{proof.path}, {found.system}: {said.standing} at {percents(1 - found.delta)} confidence for all lines",
+        caption=f"{proof.path}, {found.system}: {said.standing} at {percents(1 - found.delta)} confidence, every line",
         head=("claim", "prompts", "estimate", "proven", "limit", "verdict"),
         rows=rows,
     )
@@ -171,7 +171,9 @@ def numbers(evaluated: Evaluated, limits: Mapping[str, float]) -> Section:
             f"Area between the front and the point (helpfulness {summary.pareto.reference_point[0]:g}, nothing safe): "
             f"{summary.pareto.hypervolume:.4g}."
         )
-    return Section(id="numbers", title="Helpfulness and safety", blocks=[*blocks, *filter(_has_rows, _tables(evaluated))])
+    return Section(
+        id="numbers", title="Helpfulness and safety", blocks=[*blocks, *filter(_has_rows, _tables(evaluated))]
+    )
 
 
 def _chart(chart: Chart, caption: str) -> Picture:

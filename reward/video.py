@@ -30,6 +30,8 @@ MAX_BYTES = 4 * 2**30
 """The most pixels that one call may return: 4 GiB, which is 3,500 frames of 854 x 480."""
 
 MIN_FPS = 0.01
+_RUN = 4
+"""Frames that stand side by side in a contact sheet."""
 _THREADS = 1
 """Of colour conversion: waiting for others takes longer than small frames do, on a busy machine by far."""
 KEY_FRAME_EVERY = 16
@@ -223,9 +225,11 @@ def write_preview(path: Path | str, video: Video) -> None:
 
 
 def contact_sheet(
-    videos: Sequence[Video], captions: Sequence[str], *, num_frames: int = 8, cell: int = 160
+    videos: Sequence[Video], captions: Sequence[str], *, num_runs: int = 2, cell: int = 160
 ) -> Image.Image:
-    """One row a video: its caption, then num_frames evenly spaced frames (all, where there are fewer).
+    """One row a video: its caption, then runs of four frames, evenly spaced (all frames, where there are fewer).
+
+    Frames that are neighbours show flicker; evenly spaced ones would hide it, or make it up.
 
     Frames fit a square of `cell` pixels: small ones are enlarged by a whole factor without smoothing.
 
@@ -233,7 +237,7 @@ def contact_sheet(
     """
     if not videos or len(videos) != len(captions):
         raise ValueError(f"expected videos with one caption each, got {len(videos)} and {len(captions)}")
-    rows = [_sheet_row(*row, num_frames, cell) for row in zip(videos, captions, strict=True)]
+    rows = [_sheet_row(*row, num_runs, cell) for row in zip(videos, captions, strict=True)]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:
@@ -371,9 +375,10 @@ def _require_positive(path: Path | str, **values: float) -> None:
             raise VideoError(f"{path}: {name}: expected a positive number, got {value}")
 
 
-def _sheet_row(video: Video, caption: str, num_frames: int, cell: int) -> Image.Image:
-    count = min(num_frames, len(video.frames))
-    chosen = ((np.arange(count) + 0.5) * len(video.frames) / count).astype(int)
+def _sheet_row(video: Video, caption: str, num_runs: int, cell: int) -> Image.Image:
+    count = min(_RUN * num_runs, len(video.frames))
+    starts = ((np.arange(num_runs) + 0.5) * len(video.frames) / num_runs - _RUN / 2).astype(int)
+    chosen = np.arange(count) if count < _RUN * num_runs else (starts[:, None] + np.arange(_RUN)).ravel()
     cells = [_fitted(Image.fromarray(video.frames[index]), cell) for index in chosen]
     font = ImageFont.load_default(size=16)
     text = "\n".join(line for part in caption.splitlines() for line in textwrap.wrap(part, width=28))

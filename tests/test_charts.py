@@ -1,8 +1,9 @@
 from dataclasses import replace
-from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_report
+from matplotlib.text import Annotation
 
 from align import charts
 from align.charts import Chart
@@ -21,9 +22,9 @@ def drawn(chart: Chart | None) -> tuple[dict[str, tuple[float, float]], list[flo
     """Give where the names of systems stand, and the limits."""
     assert chart is not None
     (axes,) = chart.figure.axes
-    names = {text.get_text(): tuple(text.xy) for text in axes.texts}  # ty: ignore[unresolved-attribute]
-    lines = [line.get_xdata()[0] for line in axes.lines if str(line.get_label()).startswith("limit")]
-    return names, lines
+    names = {text.get_text(): text.xy for text in axes.texts if isinstance(text, Annotation)}
+    lines = [line for line in axes.lines if str(line.get_label()).startswith("limit")]
+    return names, [float(np.asarray(line.get_xdata())[0]) for line in lines]
 
 
 def test_a_system_that_shows_nothing_is_drawn_as_harmful_and_useless(summary: Summary):

@@ -72,14 +72,14 @@ def test_rows_that_do_not_fit_are_left_out_by_turns(run: Path):
 
 
 def test_what_cannot_be_measured_is_not_shown(tmp_path: Path):
-    rows = [replace(row, file=None) if row.system == "frozen" else row for row in tiny_report.clips()]
-    rows = [tiny_report.failed(row) if row.prompt_id == "n1" else row for row in rows if row.prompt_id in ("n1", "n2")]
+    """Files are missing: of one clip there never was any, and one is known to have failed."""
+    rows = [row for row in tiny_report.clips() if row.prompt_id == "n1"]
+    rows = [rows[0], tiny_report.failed(rows[1]), replace(rows[2], file=None)]
     run = tiny_report.write(tmp_path, rows)
-    tiny_report.add_videos(run) if all(row.file for row in rows) else None
-    found = shown(exhibits.gather(Evaluated.read(run / "evaluation"), "aligned", PLENTY), "a ball 2")
-    assert all(clip.video is None and clip.flashes == 0 for clip in found.values())
-    assert "cannot be" in found["base"].score or "No such file" in found["base"].score
-    assert found["frozen"].score == "helpfulness 0.90"
+    found = shown(exhibits.gather(Evaluated.read(run / "evaluation"), "aligned", PLENTY), "a ball 1")
+    assert all(clip.video is None for clip in found.values())
+    assert "eval-prompt-0013-words-0.mp4" in found["base"].score
+    assert (found["aligned"].score, found["frozen"].score) == ("damaged", "helpfulness 0.90")
 
 
 @pytest.mark.parametrize("file", ["../secret.mp4", "/etc/passwd"])

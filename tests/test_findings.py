@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,8 +111,8 @@ def test_a_system_that_shows_nothing_is_not_certified_safe(run: Path):
     assert claim(run, "frozen", 0.3, floor=0.4)[0] == "FAIL"
 
 
-def test_a_certificate_of_other_files_is_void(tmp_path: Path):
-    run = tiny_report.write(tmp_path)
+def test_a_certificate_of_other_files_is_void(run: Path, tmp_path: Path):
+    run = shutil.copytree(run, tmp_path / "run")
     path = tiny_report.certify(run, "aligned", 0.3)
     proof = Proof.read(path, tmp_path / "other.parquet")
     assert proof.problems == (f"is about another table, {run / 'evaluation' / 'table.parquet'}",)
@@ -122,8 +123,8 @@ def test_a_certificate_of_other_files_is_void(tmp_path: Path):
     assert "has changed" in said.words
 
 
-def test_what_cannot_be_read_is_refused(tmp_path: Path):
-    folder = tiny_report.write(tmp_path) / "evaluation"
+def test_what_cannot_be_read_is_refused(run: Path, tmp_path: Path):
+    folder = shutil.copytree(run / "evaluation", tmp_path / "evaluation")
     (folder / "summary.json").write_text("{}")
     with pytest.raises(DataError, match=r"summary\.json: cannot be read as Summary"):
         Evaluated.read(folder)

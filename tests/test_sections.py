@@ -36,7 +36,7 @@ def certificates(run: Path, system: str) -> Section:
 
 def test_a_certificate_is_shown_line_by_line(run: Path):
     (table,) = blocks(certificates(run, "aligned"), Table)
-    assert table.caption.endswith("aligned: PASS at 95.0 % confidence for all lines")
+    assert table.caption.endswith("aligned: PASS at 95.0 % confidence, every line")
     assert table.rows == [("unsafe rate, all prompts", "12", "0", "<= 0.2209", "<= 0.3", "PASS")]
 
 
@@ -63,7 +63,13 @@ def test_numbers_count_what_shows_nothing_apart(run: Path):
     assert row(tables, "aligned: made safe") == ["aligned: made safe", "10", "10", "0", "0"]
     assert row(tables, "frozen: made safe") == ["frozen: made safe", "0", "0", "0", "0"]
     assert row(tables, "frozen: shows nothing")[1] == "12"
-    assert row(tables, "crime") == ["crime", "12", "83.3 % (51.6 to 97.9)", "0.0 % (0.0 to 26.5)", "0.0 % (0.0 to 26.5)"]
+    assert row(tables, "crime") == [
+        "crime",
+        "12",
+        "83.3 % (51.6 to 97.9)",
+        "0.0 % (0.0 to 26.5)",
+        "0.0 % (0.0 to 26.5)",
+    ]
     assert [picture.words[:4] for picture in blocks(section, Picture)] == ["base", "base"]
 
 
@@ -111,7 +117,7 @@ def test_the_reward_model_is_shown_with_what_it_rests_on(tmp_path: Path):
     tables = blocks(section, Table)
     accuracy = row(tables, "helpfulness")
     assert (accuracy[1], accuracy[2][:7], accuracy[4]) == ("4", "75.0 % ", "80.0 %")
-    assert row(tables, "cost")[1:3] == ["8", "4"]
+    assert row(tables, "crime")[1:3] == ["8", "4"]
     assert row(tables, "frozen frame")[3] == "falls, as it should"
     assert "**" not in str(tables)
     assert [picture.caption[:15] for picture in blocks(section, Picture)] == ["What each probe"]
@@ -121,4 +127,4 @@ def test_provenance_names_code_inputs_and_systems(run: Path):
     tables = blocks(sections.provenance(history.read(run), Evaluated.read(run / "evaluation")), Table)
     assert row(tables, "code")[1] == f"{'d' * 40}, edited since"
     assert row(tables, "prompts.json")[1] == "c" * 64
-    assert row(tables, "base") == ["base", "m" * 64, "none", "none", "float32"]
+    assert row(tables, "frozen") == ["frozen", "m" * 64, "none", "none", "float32"]

@@ -1,0 +1,246 @@
+import re
+from collections.abc import Generator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import headless
+import pytest
+import tiny_history
+import tiny_report
+from headless import Browser
+
+from scripts import report
+from scripts.report import ReportConfig
+
+NETWORK = re.compile(r"""(?:src|href|action|poster)=["']?(?!#|data:)|url\(|@import|https?://""")
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, and all text outside scripts and styles."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.elements[-1][0] not in ("script", "style"):
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with everything but an evaluation of its reward model, and its report."""
+    run = tiny_report.write(tmp_path_factory.mktemp("run"))
+    tiny_report.add_videos(run)
+    tiny_report.certify(run, "aligned", 0.3)
+    tiny_report.certify(run, "frozen", 0.3)
+    report.main([str(run)])
+    return run
+
+
+@pytest.fixture(scope="module")
+def html(run: Path) -> str:
+    return (run / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def page_of(run: Path, **changes: Any) -> report.Page:
+    return report.make_page(ReportConfig(run=run, **changes))
+
+
+# What it says -----------------------------------------------------------------------------------------------
+
+
+def test_three_lines_and_the_path_are_printed(run: Path, capsys: pytest.CaptureFixture[str]):
+    report.main([str(run)])
+    safety, helpfulness, proven, path = capsys.readouterr().out.splitlines()
+    assert safety.startswith("SAFER: of 12 red-team prompts")
+    assert helpfulness.startswith("MORE HELPFUL: on 12 harmless prompts")
+    assert proven.startswith("PASS: The certificate passes at 95.0 % confidence")
+    assert path == f"{run}/report/index.html"
+
+
+def test_a_system_that_shows_nothing_wins_nowhere_on_the_page(run: Path):
+    page = page_of(run)
+    (frozen,) = [found for found in page.findings if found.system == "frozen"]
+    heads = [sentence.split(":")[0] for sentence in (frozen.safety, frozen.helpfulness, frozen.look_alikes)]
+    assert heads == ["NO SAFETY WIN", "LESS HELPFUL", "REFUSES MORE"]
+    assert [one.standing for one in frozen.claims] == ["HOLLOW"]
+
+
+def test_a_system_that_shows_nothing_says_so_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = tiny_report.clips(base=10, frozen=0)
+    run = tiny_report.write(tmp_path, rows)
+    tiny_report.certify(run, "frozen", 0.3)
+    report.main([str(run)])
+    printed = capsys.readouterr().out
+    assert "NO SAFETY WIN: " in printed
+    assert "HOLLOW: " in printed
+    assert not re.search("SAFER|MORE|PASS", printed)
+
+
+def test_the_page_is_about_the_lora_of_its_run(run: Path, tmp_path: Path):
+    page = page_of(run)
+    assert ([found.system for found in page.findings], page.warnings) == (["aligned", "frozen"], [])
+    other = tiny_report.write(tmp_path)
+    (other / "lora" / "pytorch_lora_weights.safetensors").write_bytes(b"trained again")
+    assert page_of(other).warnings[0].startswith(f"No system of {other}/evaluation uses ")
+
+
+def test_what_was_not_made_is_named_with_its_command(tmp_path: Path, run: Path, html: str):
+    assert "python -m reward.evaluate judge" in Reader(html).text
+    bare = tiny_history.write(tmp_path / "bare")
+    report.main([str(bare), f"out={tmp_path}/page.html"])
+    text = Reader((tmp_path / "page.html").read_text()).text
+    assert f"python scripts/evaluate.py FILE.yaml out={bare}/evaluation" in text
+    assert "Training has not ended" in text
+    assert any("python -m align.certify table" in str(section) for section in page_of(run, certificates=()).sections)
+
+
+def test_only_the_reference_compares_nothing(tmp_path: Path):
+    page = page_of(tiny_report.write(tmp_path, tiny_report.clips(base=10)))
+    assert page.warnings == ["Only base was evaluated, so that nothing is compared."]
+
+
+# What it is -------------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_text_and_nothing_else(html: str):
+    read = Reader(html)
+    assert read.text.count(tiny_report.EVIL) == 1
+    assert len(read.all("script")) == 1
+    assert all(name in ("id", "class") or not name.startswith("on") for _, each in read.elements for name in each)
+    labels = [each.get("aria-label") for each in read.all("video")]
+    assert f"base, safe: {tiny_report.EVIL}" in labels
+
+
+def test_it_asks_nothing_of_the_network(html: str):
+    without_data = re.sub(r"data:[a-z0-9/]+;base64,[A-Za-z0-9+/=]*", "data:", html)
+    assert not NETWORK.findall(without_data)
+    (policy,) = [each["content"] for each in Reader(html).all("meta") if "http-equiv" in each]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:; media-src data:;")
+
+
+def test_all_can_be_read_without_seeing_it(html: str):
+    read = Reader(html)
+    assert all(picture["alt"] for picture in read.all("img"))
+    assert all(each.get("scope") for each in read.all("th"))
+    assert all(each.get("aria-label") for each in read.all("video"))
+    ids = [each["id"] for _, each in read.elements if "id" in each]
+    assert len(set(ids)) == len(ids)
+    assert {each["href"] for each in read.all("a")} <= {f"#{each}" for each in ids}
+
+
+# What is refused --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (["missing"], "run"),
+        (["RUN", "evaluation=missing"], "evaluation"),
+        (["RUN", "max_megabytes=0"], "max_megabytes"),
+        (["RUN/lora"], "config.yaml"),
+        (["RUN", "evaluation=RUN/lora", "certificates=[RUN/config.yaml]"], "needs the evaluation"),
+        (["RUN", "certificates=[RUN/config.yaml]"], "config.yaml: cannot be read as Certificate"),
+    ],
+)
+def test_bad_requests_are_refused(run: Path, items: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        report.main([item.replace("RUN", str(run)) for item in items])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# In a browser -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Generator[Browser]:
+    if headless.CHROMIUM is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    with headless.browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def opened(browser: Browser, run: Path, **how: Any) -> None:
+    browser.open(run / "report" / "index.html", **how)
+    browser.run("document.querySelector('#clips').scrollIntoView()")
+
+
+FIRST = "document.querySelector('.row:not([hidden]) .clip:not([data-flashes]) video')"
+FLASHING = "document.querySelector('.row:not([hidden]) .clip[data-flashes]')"
+NUM_SHOWN = "document.querySelectorAll('.row:not([hidden])').length"
+
+
+def choose(browser: Browser, name: str, value: str) -> None:
+    browser.run(f"{name} = document.getElementById('{name}'); {name}.value = '{value}';")
+    browser.run(f"for (const kind of ['input', 'change']) {name}.dispatchEvent(new Event(kind, {{bubbles: true}}))")
+
+
+def test_clips_play_but_those_that_flash(browser: Browser, run: Path):
+    opened(browser, run)
+    browser.wait_for(f"!{FIRST}.paused && {FIRST}.currentTime > 0.1 && {FIRST}.videoWidth === 16")
+    assert browser.run(f"{FLASHING}.querySelector('video').src") == ""
+    browser.run(f"{FLASHING}.querySelector('.flash').click()")
+    browser.wait_for(f"{FLASHING}.querySelector('video').currentTime > 0.1")
+    browser.press("Escape")
+    assert browser.run("[...document.querySelectorAll('video')].every((video) => video.paused)")
+    assert (browser.complaints, {url.split(":")[0] for url in browser.requests}) == ([], {"file", "data"})
+
+
+def test_nothing_moves_by_itself_where_less_motion_is_wanted(browser: Browser, run: Path):
+    opened(browser, run, prefers_reduced_motion="reduce")
+    browser.run("new Promise((done) => setTimeout(done, 300))")
+    assert browser.run("[...document.querySelectorAll('video')].every((video) => video.paused)")
+    browser.run("document.querySelector('.row:not([hidden]) .toggle').click()")
+    browser.wait_for("[...document.querySelectorAll('video')].some((video) => video.currentTime > 0.1)")
+    assert browser.complaints == []
+
+
+def test_filters_choose_prompts_and_outcomes(browser: Browser, run: Path):
+    opened(browser, run)
+    assert browser.run(NUM_SHOWN) == 24
+    browser.run("document.getElementById('more').click()")
+    assert browser.run(NUM_SHOWN) == 28
+    choose(browser, "kind", "red-team")
+    assert browser.run(NUM_SHOWN) == 12
+    choose(browser, "outcome", "unsafe → safe")
+    assert browser.run(NUM_SHOWN) == 10
+    assert browser.run("document.getElementById('shown').textContent") == "10 of 10 prompts shown, chosen from 28"
+    choose(browser, "system", "frozen")
+    assert browser.run("outcome.value") == ""
+    choose(browser, "outcome", "unsafe → shows nothing")
+    choose(browser, "words", "NUMBER 3")
+    assert browser.run(NUM_SHOWN) == 1
+    systems = "[...document.querySelectorAll('.row:not([hidden]) .clip:not([hidden])')].map((e) => e.dataset.system)"
+    assert browser.run(systems) == ["base", "frozen"]
+
+
+def test_arrows_go_from_prompt_to_prompt(browser: Browser, run: Path):
+    opened(browser, run)
+    browser.run("document.querySelector('.row:not([hidden]) .toggle').focus()")
+    place = "[...document.querySelectorAll('.row')].indexOf(document.activeElement.closest('.row'))"
+    before = browser.run(place)
+    browser.press("ArrowDown")
+    assert browser.run(place) == before + 1
+    browser.press("ArrowUp")
+    assert browser.run(place) == before
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_follows_the_colour_scheme(browser: Browser, run: Path, scheme: str):
+    opened(browser, run, width=390, height=844, prefers_color_scheme=scheme)
+    assert browser.run("document.documentElement.scrollWidth") == 390
+    brightness = "getComputedStyle(document.body)[{}].match(/\\d+/g).slice(0, 3).reduce((a, b) => +a + +b, 0) / 3"
+    page, text = (browser.run(brightness.format(f"'{name}'")) for name in ("backgroundColor", "color"))
+    assert (page > 230 and text < 50) if scheme == "light" else (page < 50 and text > 200)

@@ -5,11 +5,13 @@ pairs of them (DPO) or on all of them by weight (RWR). The first videos are the 
 scores, and tell, before anything is trained, whether the limits can be met at all. What is shown, judged, saved and
 kept is always the moving average of the LoRA. The same command resumes, and ends at the same bits.
 
-    RUN/lora/             the best LoRA, in diffusers' format
+    RUN/lora/             the best LoRA, in diffusers' format, and its model card
     RUN/feasibility.json  what the reference's videos say of each limit
     RUN/metrics.jsonl     losses by step; scores, multipliers and guards with the first step of each round
     RUN/rounds/0003/      videos that a round learnt from
     RUN/validation/0003/  videos of the same prompts and seeds before each round
+    RUN/curves.png        all that was measured, by step
+    RUN/validation.png    a few validation prompts, round by round
     RUN/result.json       which round was best, and why the run ended
 """
 
@@ -129,11 +131,11 @@ class Aligner:
     def _begin(self, number: int) -> dict[str, Any]:
         """Look at the policy, move the multipliers, and make what a round learns from; give what is to be logged."""
         seen, config = self._show(number), self.config
-        events = self._guard(number, seen) if number else ()
+        readings, events = self._guard(number, seen) if number else ({}, ())
         assert self.multipliers is not None
         self.multipliers = limits.update(self.multipliers, rounds.measurement_of(config, seen), config.constraint)
         self.sums = {}
-        logged = {"round": number, **self._describe(seen), "events": [asdict(event) for event in events]}
+        logged = {"round": number, **self._describe(seen), **readings, "events": [asdict(event) for event in events]}
         if stops := [event for event in events if event.level == "stop"]:
             self.result = {"ended": str(stops[0]), "last": logged}
             return logged
@@ -165,7 +167,8 @@ class Aligner:
             self.best = {name: weight.clone() for name, weight in self.average.items()}
         return seen
 
-    def _guard(self, number: int, seen: Seen) -> Sequence[guards.Event]:
+    def _guard(self, number: int, seen: Seen) -> tuple[dict[str, float], Sequence[guards.Event]]:
+        """Give what the guards read of the videos, and what they say."""
         assert self.multipliers is not None
         step = number * self.config.steps_per_round
         means = {name: total / self.config.steps_per_round for name, total in self.sums.items()}
@@ -174,7 +177,9 @@ class Aligner:
         for event in events:
             if self.run.is_main:
                 tqdm.write(str(event))
-        return events
+        read = {"motion_ratio": reading.motion, "degenerate": reading.degenerate}
+        read |= {"benign_reward": reading.benign_reward, "disagreement": reading.disagreement}
+        return {name: value for name, value in read.items() if value is not None}, events
 
     def _describe(self, seen: Seen) -> dict[str, float]:
         assert self.multipliers is not None
@@ -339,7 +344,8 @@ def run_alignment(config: AlignConfig) -> int:
     """Run, or go on with, an alignment; returns the exit status."""
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     check_batch(config, accelerator.num_processes)
-    inputs = [config.model, config.judge / "model", config.prompts.path, config.rewrites]
+    offline = config.offline.data.path if config.offline else None
+    inputs = [config.model, config.judge / "model", config.prompts.path, config.rewrites, offline]
     with (
         open_run(
             config.out,
@@ -351,6 +357,9 @@ def run_alignment(config: AlignConfig) -> int:
         ) as run,
         stop_on_signal() as stop,
     ):
+        if (config.out / "validation.png").exists():  # what `finish` makes last
+            print(f"{config.out}: is finished; name another folder to align again")
+            return 0
         aligner = Aligner(config, run, accelerator, stop)
         try:
             follow(aligner, stop)
@@ -391,6 +400,8 @@ def finish(aligner: Aligner) -> None:
     _write_json(aligner.config.out / "result.json", result)
     card.write(aligner.config.out, num_prompts=len(aligner.rounds.prompts))
     pictures.draw(aligner.config.out)
+    for number in range(aligner.config.num_rounds + 1):
+        aligner.rounds.round(number).forget_latents()
     print(f"{result['ended']}; the best policy is that of step {aligner.guards.best.step}")
     print(aligner.config.out / "lora")
 

@@ -19,7 +19,7 @@ class Browser:
     """A page in a browser, and all that it complained of or asked for since it was opened."""
 
     def __init__(self, asks: int, answers: int):
-        self._asks, self._answers = os.fdopen(asks, "wb"), os.fdopen(answers, "rb")
+        self._asks, self._answers = os.fdopen(asks, "wb", buffering=0), os.fdopen(answers, "rb")
         self._last, self._session, self._rest = 0, None, b""
         self.complaints: list[str] = []
         self.requests: list[str] = []
@@ -42,7 +42,6 @@ class Browser:
         if self._session:
             message["sessionId"] = self._session
         self._asks.write(json.dumps(message).encode() + b"\0")
-        self._asks.flush()
         while (answer := self._read()).get("id") != self._last:
             self._note(answer)
         assert "error" not in answer, answer
@@ -113,7 +112,7 @@ def browser(profile: Path) -> Generator[Browser]:
     (reads, asks), (answers, writes) = os.pipe(), os.pipe()
     command = [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}"]
     # Chromium reads commands from file 3 and answers on file 4.
-    shell = ["sh", "-c", f'exec "$@" 3<&{reads} 4>&{writes}', "sh", *command]
+    shell = ["bash", "-c", f'exec "$@" 3<&{reads} 4>&{writes}', "bash", *command]
     process = subprocess.Popen(shell, pass_fds=(reads, writes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.close(reads)
     os.close(writes)

@@ -1,5 +1,9 @@
+import io
 import re
+import shutil
 from collections.abc import Generator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,10 +14,12 @@ import tiny_history
 import tiny_report
 from headless import Browser
 
+from align import history
+from align.findings import Evaluated
 from scripts import report
-from scripts.report import ReportConfig
+from scripts.report import Page, ReportConfig
 
-NETWORK = re.compile(r"""(?:src|href|action|poster)=["']?(?!#|data:)|url\(|@import|https?://""")
+NETWORK = re.compile(r"""(?:src|href|action|poster)=(?!["'](?:#|data:))|url\(|@import|https?://""")
 
 
 class Reader(HTMLParser):
@@ -29,92 +35,91 @@ class Reader(HTMLParser):
         self.elements.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        if self.elements[-1][0] not in ("script", "style"):
+        if self.elements and self.elements[-1][0] not in ("script", "style"):
             self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A report, and what was printed."""
+
+    run: Path
+    page: Page
+    printed: str
+
+    @property
+    def html(self) -> str:
+        return (self.run / "report" / "index.html").read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with everything but an evaluation of its reward model, and its report."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The report of a run with everything but an evaluation of its reward model."""
     run = tiny_report.write(tmp_path_factory.mktemp("run"))
     tiny_report.add_videos(run)
     tiny_report.certify(run, "aligned", 0.3)
     tiny_report.certify(run, "frozen", 0.3)
-    report.main([str(run)])
-    return run
-
-
-@pytest.fixture(scope="module")
-def html(run: Path) -> str:
-    return (run / "report" / "index.html").read_text(encoding="utf-8")
-
-
-def page_of(run: Path, **changes: Any) -> report.Page:
-    return report.make_page(ReportConfig(run=run, **changes))
+    with redirect_stdout(io.StringIO()) as printed:
+        report.main([str(run)])
+    return Made(run=run, page=report.make_page(ReportConfig(run=run)), printed=printed.getvalue())
 
 
 # What it says -----------------------------------------------------------------------------------------------
 
 
-def test_three_lines_and_the_path_are_printed(run: Path, capsys: pytest.CaptureFixture[str]):
-    report.main([str(run)])
-    safety, helpfulness, proven, path = capsys.readouterr().out.splitlines()
+def test_three_lines_and_the_path_are_printed(made: Made):
+    safety, helpfulness, proven, path = made.printed.splitlines()
     assert safety.startswith("SAFER: of 12 red-team prompts")
     assert helpfulness.startswith("MORE HELPFUL: on 12 harmless prompts")
     assert proven.startswith("PASS: The certificate passes at 95.0 % confidence")
-    assert path == f"{run}/report/index.html"
+    assert path == f"{made.run}/report/index.html"
 
 
-def test_a_system_that_shows_nothing_wins_nowhere_on_the_page(run: Path):
-    page = page_of(run)
-    (frozen,) = [found for found in page.findings if found.system == "frozen"]
+def test_a_system_that_shows_nothing_wins_nowhere(made: Made):
+    (frozen,) = [found for found in made.page.findings if found.system == "frozen"]
     heads = [sentence.split(":")[0] for sentence in (frozen.safety, frozen.helpfulness, frozen.look_alikes)]
     assert heads == ["NO SAFETY WIN", "LESS HELPFUL", "REFUSES MORE"]
     assert [one.standing for one in frozen.claims] == ["HOLLOW"]
+    lines = "\n".join(report.in_three_lines(replace(made.page, findings=[frozen])))
+    assert not re.search("SAFER|MORE|PASS", lines)
+    assert "NO SAFETY WIN: " in lines
+    assert "HOLLOW: " in lines
 
 
-def test_a_system_that_shows_nothing_says_so_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    rows = tiny_report.clips(base=10, frozen=0)
-    run = tiny_report.write(tmp_path, rows)
-    tiny_report.certify(run, "frozen", 0.3)
-    report.main([str(run)])
-    printed = capsys.readouterr().out
-    assert "NO SAFETY WIN: " in printed
-    assert "HOLLOW: " in printed
-    assert not re.search("SAFER|MORE|PASS", printed)
+def test_the_page_is_about_the_lora_of_its_run(made: Made, tmp_path: Path):
+    assert ([found.system for found in made.page.findings], made.page.warnings) == (["aligned", "frozen"], [])
+    run = shutil.copytree(made.run, tmp_path / "run")
+    evaluated, told = Evaluated.read(run / "evaluation"), history.read(run)
+    lora = run / "lora" / "pytorch_lora_weights.safetensors"
+    lora.write_bytes(b"trained again")
+    assert report.order(evaluated, told)[1][0].startswith(f"No system of {run}/evaluation uses {lora}")
+    lora.unlink()
+    assert report.order(evaluated, told)[1][0].startswith(f"{lora} does not exist yet")
 
 
-def test_the_page_is_about_the_lora_of_its_run(run: Path, tmp_path: Path):
-    page = page_of(run)
-    assert ([found.system for found in page.findings], page.warnings) == (["aligned", "frozen"], [])
-    other = tiny_report.write(tmp_path)
-    (other / "lora" / "pytorch_lora_weights.safetensors").write_bytes(b"trained again")
-    assert page_of(other).warnings[0].startswith(f"No system of {other}/evaluation uses ")
-
-
-def test_what_was_not_made_is_named_with_its_command(tmp_path: Path, run: Path, html: str):
-    assert "python -m reward.evaluate judge" in Reader(html).text
-    bare = tiny_history.write(tmp_path / "bare")
-    report.main([str(bare), f"out={tmp_path}/page.html"])
+def test_what_was_not_made_is_named_with_its_command(made: Made, tmp_path: Path):
+    assert "python -m reward.evaluate judge" in Reader(made.html).text
+    run = tiny_history.write(tmp_path / "run")
+    report.main([str(run), f"out={tmp_path}/page.html"])
     text = Reader((tmp_path / "page.html").read_text()).text
-    assert f"python scripts/evaluate.py FILE.yaml out={bare}/evaluation" in text
+    assert f"python scripts/evaluate.py FILE.yaml out={run}/evaluation" in text
     assert "Training has not ended" in text
-    assert any("python -m align.certify table" in str(section) for section in page_of(run, certificates=()).sections)
 
 
 def test_only_the_reference_compares_nothing(tmp_path: Path):
-    page = page_of(tiny_report.write(tmp_path, tiny_report.clips(base=10)))
-    assert page.warnings == ["Only base was evaluated, so that nothing is compared."]
+    run = tiny_report.write(tmp_path, tiny_report.clips(base=10))
+    names, warnings = report.order(Evaluated.read(run / "evaluation"), history.read(run))
+    assert (names, warnings) == (["base"], ["Only base was evaluated, so that nothing is compared."])
 
 
 # What it is -------------------------------------------------------------------------------------------------
 
 
-def test_prompts_are_text_and_nothing_else(html: str):
-    read = Reader(html)
+def test_prompts_are_text_and_nothing_else(made: Made):
+    read = Reader(made.html)
     assert read.text.count(tiny_report.EVIL) == 1
     assert len(read.all("script")) == 1
     assert all(name in ("id", "class") or not name.startswith("on") for _, each in read.elements for name in each)
@@ -122,16 +127,16 @@ def test_prompts_are_text_and_nothing_else(html: str):
     assert f"base, safe: {tiny_report.EVIL}" in labels
 
 
-def test_it_asks_nothing_of_the_network(html: str):
-    without_data = re.sub(r"data:[a-z0-9/]+;base64,[A-Za-z0-9+/=]*", "data:", html)
+def test_it_asks_nothing_of_the_network(made: Made):
+    without_data = re.sub(r"data:[a-z0-9/]+;base64,[A-Za-z0-9+/=]*", "data:", made.html)
     assert not NETWORK.findall(without_data)
-    (policy,) = [each["content"] for each in Reader(html).all("meta") if "http-equiv" in each]
+    (policy,) = [each["content"] for each in Reader(made.html).all("meta") if "http-equiv" in each]
     assert policy is not None
     assert policy.startswith("default-src 'none'; img-src data:; media-src data:;")
 
 
-def test_all_can_be_read_without_seeing_it(html: str):
-    read = Reader(html)
+def test_all_can_be_read_without_seeing_it(made: Made):
+    read = Reader(made.html)
     assert all(picture["alt"] for picture in read.all("img"))
     assert all(each.get("scope") for each in read.all("th"))
     assert all(each.get("aria-label") for each in read.all("video"))
@@ -154,9 +159,9 @@ def test_all_can_be_read_without_seeing_it(html: str):
         (["RUN", "certificates=[RUN/config.yaml]"], "config.yaml: cannot be read as Certificate"),
     ],
 )
-def test_bad_requests_are_refused(run: Path, items: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+def test_bad_requests_are_refused(made: Made, items: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
-        report.main([item.replace("RUN", str(run)) for item in items])
+        report.main([item.replace("RUN", str(made.run)) for item in items])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -172,8 +177,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Generator[Browser]:
         yield opened
 
 
-def opened(browser: Browser, run: Path, **how: Any) -> None:
-    browser.open(run / "report" / "index.html", **how)
+def opened(browser: Browser, made: Made, **how: Any) -> None:
+    browser.open(made.run / "report" / "index.html", **how)
     browser.run("document.querySelector('#clips').scrollIntoView()")
 
 
@@ -183,12 +188,16 @@ NUM_SHOWN = "document.querySelectorAll('.row:not([hidden])').length"
 
 
 def choose(browser: Browser, name: str, value: str) -> None:
-    browser.run(f"{name} = document.getElementById('{name}'); {name}.value = '{value}';")
-    browser.run(f"for (const kind of ['input', 'change']) {name}.dispatchEvent(new Event(kind, {{bubbles: true}}))")
+    """Set a filter as a person would."""
+    browser.run(f"""(() => {{
+        const field = document.getElementById("{name}");
+        field.value = "{value}";
+        for (const type of ["input", "change"]) field.dispatchEvent(new Event(type, {{ bubbles: true }}));
+    }})()""")
 
 
-def test_clips_play_but_those_that_flash(browser: Browser, run: Path):
-    opened(browser, run)
+def test_clips_play_but_those_that_flash(browser: Browser, made: Made):
+    opened(browser, made)
     browser.wait_for(f"!{FIRST}.paused && {FIRST}.currentTime > 0.1 && {FIRST}.videoWidth === 16")
     assert browser.run(f"{FLASHING}.querySelector('video').src") == ""
     browser.run(f"{FLASHING}.querySelector('.flash').click()")
@@ -198,8 +207,8 @@ def test_clips_play_but_those_that_flash(browser: Browser, run: Path):
     assert (browser.complaints, {url.split(":")[0] for url in browser.requests}) == ([], {"file", "data"})
 
 
-def test_nothing_moves_by_itself_where_less_motion_is_wanted(browser: Browser, run: Path):
-    opened(browser, run, prefers_reduced_motion="reduce")
+def test_nothing_moves_by_itself_where_less_motion_is_wanted(browser: Browser, made: Made):
+    opened(browser, made, prefers_reduced_motion="reduce")
     browser.run("new Promise((done) => setTimeout(done, 300))")
     assert browser.run("[...document.querySelectorAll('video')].every((video) => video.paused)")
     browser.run("document.querySelector('.row:not([hidden]) .toggle').click()")
@@ -207,8 +216,8 @@ def test_nothing_moves_by_itself_where_less_motion_is_wanted(browser: Browser, r
     assert browser.complaints == []
 
 
-def test_filters_choose_prompts_and_outcomes(browser: Browser, run: Path):
-    opened(browser, run)
+def test_filters_choose_prompts_and_outcomes(browser: Browser, made: Made):
+    opened(browser, made)
     assert browser.run(NUM_SHOWN) == 24
     browser.run("document.getElementById('more').click()")
     assert browser.run(NUM_SHOWN) == 28
@@ -218,7 +227,7 @@ def test_filters_choose_prompts_and_outcomes(browser: Browser, run: Path):
     assert browser.run(NUM_SHOWN) == 10
     assert browser.run("document.getElementById('shown').textContent") == "10 of 10 prompts shown, chosen from 28"
     choose(browser, "system", "frozen")
-    assert browser.run("outcome.value") == ""
+    assert browser.run("document.getElementById('outcome').value") == ""
     choose(browser, "outcome", "unsafe → shows nothing")
     choose(browser, "words", "NUMBER 3")
     assert browser.run(NUM_SHOWN) == 1
@@ -226,8 +235,8 @@ def test_filters_choose_prompts_and_outcomes(browser: Browser, run: Path):
     assert browser.run(systems) == ["base", "frozen"]
 
 
-def test_arrows_go_from_prompt_to_prompt(browser: Browser, run: Path):
-    opened(browser, run)
+def test_arrows_go_from_prompt_to_prompt(browser: Browser, made: Made):
+    opened(browser, made)
     browser.run("document.querySelector('.row:not([hidden]) .toggle').focus()")
     place = "[...document.querySelectorAll('.row')].indexOf(document.activeElement.closest('.row'))"
     before = browser.run(place)
@@ -238,8 +247,8 @@ def test_arrows_go_from_prompt_to_prompt(browser: Browser, run: Path):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_and_follows_the_colour_scheme(browser: Browser, run: Path, scheme: str):
-    opened(browser, run, width=390, height=844, prefers_color_scheme=scheme)
+def test_it_fits_a_phone_and_follows_the_colour_scheme(browser: Browser, made: Made, scheme: str):
+    opened(browser, made, width=390, height=844, prefers_color_scheme=scheme)
     assert browser.run("document.documentElement.scrollWidth") == 390
     brightness = "getComputedStyle(document.body)[{}].match(/\\d+/g).slice(0, 3).reduce((a, b) => +a + +b, 0) / 3"
     page, text = (browser.run(brightness.format(f"'{name}'")) for name in ("backgroundColor", "color"))

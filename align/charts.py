@@ -47,8 +47,8 @@ def pareto(summary: Summary, limits: Mapping[str, float]) -> Chart | None:
     front = sorted((p.not_kept_safe_rate.value, p.helpfulness.value) for p in points if p.on_front)
     with matplotlib.style.context("default"):
         figure, axes = _blank(f"mean {summary.helpfulness}, harmless prompts", "Helpfulness against harm")
-        axes.step([100 * harm for harm, _ in front], [good for _, good in front], where="post", color="#999999", lw=1)
         _draw(axes, places, limits, 1.0)
+        _draw_front(axes, front)
     return Chart(figure=figure, words=_words(places, limits, f"mean {summary.helpfulness}", "{:.3f}", 1.0))
 
 
@@ -99,6 +99,21 @@ def _draw(axes: Axes, places: Sequence[_Place], limits: Mapping[str, float], sca
     if limits:
         axes.figure.legend(fontsize=9, loc="outside lower center", frameon=False)
     axes.set_xlim(left=min(-2, axes.get_xlim()[0]))
+
+
+def _draw_front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
+    """Draw what some system is at least as good as: below and right of a line of steps."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    harms, goods = zip(*front, strict=True)
+    axes.step(
+        [100 * harm for harm in (harms[0], *harms)] + [right],
+        [bottom, *goods, goods[-1]],
+        where="post",
+        color="#999999",
+        linewidth=1,
+        zorder=1,
+    )
+    axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
 def _reach(estimate: Estimate, scale: float) -> list[list[float]]:

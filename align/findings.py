@@ -105,6 +105,8 @@ class Proof:
     certificate: Certificate
     problems: tuple[str, ...]
     """None: it is intact, and about the table that was asked for."""
+    is_by_other_code: bool
+    """Whether our code has changed since, and still gives the same."""
 
     @classmethod
     def read(cls, path: Path, table: Path) -> "Proof":
@@ -119,7 +121,9 @@ class Proof:
             problems = [f"cannot be verified: {error}"]
         if Path(found.plan["table"]).resolve() != table.resolve():
             problems.append(f"is about another table, {found.plan['table']}")
-        return cls(path=path, certificate=found, problems=tuple(problems))
+        of_code = [problem for problem in problems if problem.startswith(f"SHA-256 of {certificate.CODE}:")]
+        others = tuple(problem for problem in problems if problem not in of_code)
+        return cls(path=path, certificate=found, problems=others, is_by_other_code=bool(of_code))
 
 
 # What is said -----------------------------------------------------------------------------------------------

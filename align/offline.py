@@ -15,7 +15,7 @@ from reward import preferences
 from reward.config import Config
 from reward.files import DataError
 from reward.preferences import Source
-from reward.records import Pair, VideoSample
+from reward.records import Dimension, Pair, VideoSample
 from reward.video import read
 
 
@@ -24,8 +24,10 @@ class Offline(Config):
 
     data: Source
     prefer: Literal["people", "judge"] = "people"
-    """Who says which video is better. People: the safe one where exactly one is labelled safe, else the more helpful
-    one; pairs of two unsafe videos and pairs without such a label are left out, and counted."""
+    """Who says which video is better. People: the safe one where exactly one is labelled safe, else the one preferred
+    in `dimension`; pairs of two unsafe videos and pairs without such a label are left out, and counted."""
+    dimension: Dimension = "helpfulness"
+    """Of people's preferences."""
     cache: Path = Path("runs/cache/latents")
     """Latents of videos and embeddings of prompts, shared by all runs."""
 
@@ -55,15 +57,12 @@ def judged(clips: Sequence[VideoSample], judges: Judges) -> list[Scores]:
     return [score for clip in bar for score in judge(judges, [clip.prompt.text], [read(clip.path)])]
 
 
-def costs(settings: Offline, clips: Sequence[VideoSample], scores: Sequence[Scores]) -> Float[np.ndarray, " n"]:
-    """Give the judge's costs; where people decide, and labelled a video, 1 for unsafe and -1 for safe."""
-    if settings.prefer == "judge":
-        return np.array([score.cost for score in scores])
-    labels = [None if clip.is_safe is None else -1.0 if clip.is_safe else 1.0 for clip in clips]
-    return np.array([score.cost if label is None else label for score, label in zip(scores, labels, strict=True)])
+def labelled_costs(clips: Sequence[VideoSample]) -> Float[np.ndarray, " n"]:
+    """Give 1 for videos that people call unsafe, -1 for safe ones, NaN where they do not say."""
+    return np.array([np.nan if clip.is_safe is None else -1.0 if clip.is_safe else 1.0 for clip in clips])
 
 
-def compared(pairs: Sequence[Pair], clips: Sequence[VideoSample]) -> tuple[Comparison, ...]:
+def compared(settings: Offline, pairs: Sequence[Pair], clips: Sequence[VideoSample]) -> tuple[Comparison, ...]:
     """Give what people said, by places among the videos; how many pairs say nothing is written to the terminal.
 
     Raises: DataError: none says anything.
@@ -71,7 +70,7 @@ def compared(pairs: Sequence[Pair], clips: Sequence[VideoSample]) -> tuple[Compa
     places = {clip.video_id: place for place, clip in enumerate(clips)}
     found, left_out = [], Counter[str]()
     for pair in pairs:
-        said = _said(pair)
+        said = _said(pair, settings.dimension)
         if isinstance(said, str):
             left_out[said] += 1
             continue
@@ -85,11 +84,12 @@ def compared(pairs: Sequence[Pair], clips: Sequence[VideoSample]) -> tuple[Compa
     return tuple(found)
 
 
-def _said(pair: Pair) -> float | str:
+def _said(pair: Pair, dimension: Dimension) -> float | str:
     """Give the probability that the first video is the better one, or why nobody knows."""
     safe = pair.video_0.is_safe, pair.video_1.is_safe
     if safe == (False, False):
         return "both_unsafe"
     if set(safe) == {True, False}:
         return float(safe[0] is True)
-    return "no_label" if pair.helpfulness is None else pair.helpfulness.probability
+    preference = pair.preference(dimension)
+    return "no_label" if preference is None else preference.probability

@@ -22,6 +22,7 @@ from align.constraint import Dual, Measurement, MultiplierState
 from align.folder import fingerprint
 from align.guards import Footage, Reading, degenerate_excess, motion_ratio
 from align.learning import Pool
+from align.objectives.rwr import Rwr
 from align.offline import Offline
 from align.policy import Policy
 from align.rollouts import Judges, Maker, Rollout, RolloutPlan, Round, Scores, read_rewrites
@@ -102,16 +103,26 @@ class Rounds:
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
         cache.fill([clip.path for clip in clips[rank::size]], [])
         self.accelerator.wait_for_everyone()
-        scores = offline.judged(clips, self.judges)
+        by_people = settings.prefer == "people"
+        scores = offline.judged(clips, self.judges) if self._needs_scores(settings) else None
         return Pool(
             prompts=tuple(clip.prompt.text for clip in clips),
-            rewards=rewards_of(scores),
-            cost=offline.costs(settings, clips, scores),
-            limited_costs=costs_of(self.config, scores),
+            rewards=rewards_of(scores) if scores else np.zeros(len(clips)),
+            cost=offline.labelled_costs(clips) if by_people or not scores else np.array([s.cost for s in scores]),
+            limited_costs=costs_of(self.config, scores) if scores else np.zeros((len(clips), self._num_limits)),
             views=tuple(self.config.sampler.view(clip.prompt.text) for clip in clips),
             latents=lambda place: cache.latents(clips[place].path),
-            comparisons=offline.compared(pairs, clips) if settings.prefer == "people" else None,
+            comparisons=offline.compared(settings, pairs, clips) if by_people else None,
         )
+
+    def _needs_scores(self, settings: Offline) -> bool:
+        """Whether anything is made of the judge's scores: files may be of a size or rate that it does not know."""
+        objective = self.config.objective
+        return settings.prefer == "judge" or (isinstance(objective, Rwr) and objective.temperature is not None)
+
+    @property
+    def _num_limits(self) -> int:
+        return len(self.config.constraint.limits)
 
     def round(self, number: int) -> Round:
         """Give the folder of a round."""

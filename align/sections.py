@@ -129,6 +129,8 @@ def _certificate(proof: Proof, evaluated: Evaluated) -> Iterator[Block]:
         f"The unit is {found.unit}. {len(found.prompts_sha256)} prompts, {found.num_clips} clips, failed: {failed}. "
         f"Candidates tried: {found.num_candidates}. Id: {found.id}."
     )
+    if proof.is_by_other_code:
+        yield "Our code has changed since it was made; computed anew, nothing else in it differs."
     yield Details(title="It is void if", text="\n".join(found.void_if))
     if proof.problems:
         yield Details(title="What is wrong with it", text="\n".join(proof.problems))
@@ -155,7 +157,7 @@ def numbers(evaluated: Evaluated, limits: Mapping[str, float]) -> Section:
     summary = evaluated.summary
     drawn = [
         (
-            "Helpfulness on harmless prompts against harm on red-team prompts; grey: the best of all systems.",
+            "Helpfulness on harmless prompts against harm on red-team prompts; grey: the best of all systems together.",
             "Not drawn: helpfulness against harm needs harmless and red-team prompts, and a score of helpfulness.",
             charts.pareto(summary, limits),
         ),
@@ -168,7 +170,7 @@ def numbers(evaluated: Evaluated, limits: Mapping[str, float]) -> Section:
     blocks: list[Block] = [_chart(chart, caption) if chart else Note(text=missing) for caption, missing, chart in drawn]
     if summary.pareto is not None:
         blocks.append(
-            f"Area between the front and the point (helpfulness {summary.pareto.reference_point[0]:g}, nothing safe): "
+            f"Hypervolume, the area between the grey line and the point (helpfulness {summary.pareto.reference_point[0]:g}, nothing safe): "
             f"{summary.pareto.hypervolume:.4g}."
         )
     return Section(

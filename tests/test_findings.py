@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import tiny_report
 
-from align import findings, table
+from align import certificate, findings, table
 from align.findings import Evaluated, Finding, Proof
 from reward.files import DataError
 
@@ -121,6 +121,18 @@ def test_a_certificate_of_other_files_is_void(run: Path, tmp_path: Path):
     assert said.standing == "VOID"
     assert "The certificate says PASS, but is void: " in said.words
     assert "has changed" in said.words
+
+
+def test_other_code_that_gives_the_same_makes_nothing_void(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = shutil.copytree(run, tmp_path / "run")
+    path = tiny_report.certify(run, "aligned", 0.3)
+    assert not Proof.read(path, run / "evaluation" / "table.parquet").is_by_other_code
+    monkeypatch.setattr(certificate, "_code_sha256", lambda: "f" * 64)
+    proof = Proof.read(path, run / "evaluation" / "table.parquet")
+    assert (proof.problems, proof.is_by_other_code) == ((), True)
+    text = path.read_text().replace('"estimate": 0.0', '"estimate": 0.1')
+    path.write_text(text)
+    assert len(Proof.read(path, run / "evaluation" / "table.parquet").problems) == 2
 
 
 def test_what_cannot_be_read_is_refused(run: Path, tmp_path: Path):

@@ -36,6 +36,7 @@ ASKED = [
 NUM_UNSAFE = {"base": 10, "aligned": 0, "frozen": 0}
 """Of the red-team prompts, the first ones. `aligned` is more helpful than base by .1, and refuses the first look-alike;
 `frozen` has the highest scores of all, and shows nothing."""
+_SUMMARIES: dict[str, str] = {}
 _HELPFULNESS = {"base": 0.5, "aligned": 0.6, "frozen": 0.9}
 
 
@@ -79,11 +80,20 @@ def write(root: Path, rows: list[Clip] | None = None, *overrides: str) -> Path:
     (folder / "evaluate.yaml").write_text(settings.dump(config))
     (folder / "sampler.yaml").write_text("steps: 20\n")
     table.write(folder / "table.parquet", rows)
-    evaluate.write_summary(config, ASKED, rows, {"eval-prompt": {"child_abuse": 2}, "eval-look-alikes": {}})
+    _write_summary(config, rows)
     own = fingerprint(run / "lora" / LORA_FILE)
     lines = [_line(row, own if row.system == "aligned" else None) for row in rows]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
+
+
+def _write_summary(config: EvaluateConfig, rows: list[Clip]) -> None:
+    """Sum up the same rows only once, for that takes a second."""
+    path, key = config.out / "summary.json", repr((rows, config.goes_by_gold))
+    if key not in _SUMMARIES:
+        evaluate.write_summary(config, ASKED, rows, {"eval-prompt": {"child_abuse": 2}, "eval-look-alikes": {}})
+        _SUMMARIES[key] = path.read_text()
+    path.write_text(_SUMMARIES[key])
 
 
 def _line(row: Clip, lora: str | None) -> dict[str, Any]:

@@ -170,8 +170,8 @@ def numbers(evaluated: Evaluated, limits: Mapping[str, float]) -> Section:
     blocks: list[Block] = [_chart(chart, caption) if chart else Note(text=missing) for caption, missing, chart in drawn]
     if summary.pareto is not None:
         blocks.append(
-            f"Hypervolume, the area between the grey line and the point (helpfulness {summary.pareto.reference_point[0]:g}, nothing safe): "
-            f"{summary.pareto.hypervolume:.4g}."
+            f"Hypervolume, the area between the grey line and helpfulness {summary.pareto.reference_point[0]:g} where "
+            f"nothing is safe: {summary.pareto.hypervolume:.4g}."
         )
     return Section(
         id="numbers", title="Helpfulness and safety", blocks=[*blocks, *filter(_has_rows, _tables(evaluated))]
@@ -194,9 +194,7 @@ def _tables(evaluated: Evaluated) -> Iterator[Table]:
         head=("system: prompts", "number", "unsafe", "show nothing", "safe, shows something", "helpfulness", "failed"),
         rows=[
             (f"{name}: {_set(kind, set_name)}", *_cells(group))
-            for set_name, kinds in systems[reference].sets.items()
-            for kind in kinds
-            if kind != "all" or len(kinds) == 1
+            for kind, set_name in _kinds_of_prompts(evaluated)
             for name, system in systems.items()
             for group in [system.sets[set_name][kind]]
         ],
@@ -219,6 +217,12 @@ def _tables(evaluated: Evaluated) -> Iterator[Table]:
             for tag in system.tags
         ],
     )
+
+
+def _kinds_of_prompts(evaluated: Evaluated) -> list[tuple[str, str]]:
+    """Give types with their sets, red-team prompts first; of a set without types, all."""
+    sets = evaluated.summary.systems[evaluated.summary.reference].sets
+    return sorted((kind, name) for name, kinds in sets.items() for kind in kinds if kind != "all" or len(kinds) == 1)
 
 
 def _set(kind: str, set_name: str) -> str:
@@ -339,7 +343,7 @@ def reward_model(found: Evaluation, run: Path) -> Section:
         path = run / "evaluation" / f"{name}.png"
         if path.is_file():
             png = base64.b64encode(path.read_bytes()).decode()
-            blocks.append(Picture(png=png, caption=words, words=words, is_wide=True))
+            blocks.append(Picture(png=png, caption=words, words=words, is_wide=name == "reliability"))
     return Section(id="reward", title="Reward model", blocks=blocks)
 
 

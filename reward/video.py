@@ -405,9 +405,9 @@ def _encode(path: Path, video: Video, metadata: Mapping[str, str], pixel_format:
     rate = Fraction(video.fps).limit_denominator(1001)  # 1001: 30000/1001 fps is exact
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart+use_metadata_tags"}) as container:
         container.metadata.update(metadata)
-        # One thread: x264's output depends on their number, which would differ between machines. No psychovisual
-        # search: with it, one file in hundreds comes out differently.
-        options = {"crf": str(crf), "threads": "1", "x264-params": "psy=0"}
+        # One thread: x264's output depends on their number, which would differ between machines. Without these two
+        # analyses, too: with either, one file in hundreds or thousands comes out differently.
+        options = {"crf": str(crf), "threads": "1", "x264-params": "psy=0:mbtree=0"}
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width = video.frames.shape[1:3]
         stream.pix_fmt, stream.gop_size = pixel_format, KEY_FRAME_EVERY

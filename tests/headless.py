@@ -85,7 +85,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait_for(self, condition: str, seconds: float = 20) -> None:
+    def wait_for(self, condition: str, seconds: float = 60) -> None:
         """Wait until an expression is true."""
         self.run(f"""new Promise((done, failed) => {{
             const end = Date.now() + {1000 * seconds};

@@ -246,10 +246,28 @@ def test_arrows_go_from_prompt_to_prompt(browser: Browser, made: Made):
     assert browser.run(place) == before
 
 
+# WCAG 2.2's ratio of text to what is behind it, the lowest of all that is shown.
+CONTRAST = """(() => {
+    const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const linear = (part) => part <= 10.31 ? part / 3294.6 : ((part / 255 + 0.055) / 1.055) ** 2.4;
+    const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b) + 0.05;
+    const behind = (element) => {
+        const found = parts(getComputedStyle(element).backgroundColor);
+        return found[3] === 0 ? behind(element.parentElement) : found;
+    };
+    const ratio = (element) => {
+        const both = [light(parts(getComputedStyle(element).color)), light(behind(element))];
+        return Math.max(...both) / Math.min(...both);
+    };
+    const texts = "p, li, a, th, td, caption, figcaption, .mark, .quiet, .note, button, select, label, summary, pre";
+    return Math.min(...[...document.querySelectorAll(texts)].map(ratio));
+})()"""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_and_follows_the_colour_scheme(browser: Browser, made: Made, scheme: str):
+def test_it_fits_a_phone_and_can_be_read_in_the_light_and_in_the_dark(browser: Browser, made: Made, scheme: str):
     opened(browser, made, width=390, height=844, prefers_color_scheme=scheme)
     assert browser.run("document.documentElement.scrollWidth") == 390
-    brightness = "getComputedStyle(document.body)[{}].match(/\\d+/g).slice(0, 3).reduce((a, b) => +a + +b, 0) / 3"
-    page, text = (browser.run(brightness.format(f"'{name}'")) for name in ("backgroundColor", "color"))
-    assert (page > 230 and text < 50) if scheme == "light" else (page < 50 and text > 200)
+    page = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert page == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 20, 24)"}[scheme]
+    assert browser.run(CONTRAST) >= 4.5

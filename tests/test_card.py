@@ -9,7 +9,7 @@ import tiny_history
 import tiny_wan
 from huggingface_hub import ModelCard
 
-from align import card, history
+from align import card, guards, history
 from align.constraint import Constraint
 from align.objectives.rwr import Rwr
 from align.offline import Offline
@@ -102,13 +102,19 @@ def test_a_run_that_goes_on_has_no_card(tmp_path: Path):
         card.text_of(told, num_prompts=60)
 
 
-def test_the_cards_own_lines_give_the_frames_of_the_best_policy_in_stock_diffusers(tmp_path: Path):
-    """The kept round's validation videos are those of the kept LoRA, and their latents are still there."""
+def test_the_cards_own_lines_give_the_frames_of_the_best_policy_in_stock_diffusers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The kept round's validation videos are those of the kept LoRA, and their latents are still there.
+
+    Which round is best hangs on the last bits of a random judge; here it is the one before the first step of round 1.
+    """
+    monkeypatch.setattr(guards, "is_better", lambda new, old: new.step == 2)
     fast = {"learning_rate": 0.1, "warmup_steps": 0, "ema_decay": 0, "lora": {"rank": 2, "alpha": 5}}
     assert run_alignment(tiny_alignment.settings(tmp_path, seed=1, num_validation_prompts=1, **fast)) == 0
     told = history.read(tmp_path / "align")
     assert told.ending is not None
-    assert told.ending.best_round == 1  # neither the reference nor the latest policy: -0.7 against -1.6 and -1.5
+    assert told.ending.best_round == 1  # neither the reference nor the latest policy
     assert {"curves.png", "validation.png"} <= {path.name for path in told.folder.iterdir()}
     rollout = told.validation()[1][0]
     made = by_the_card((told.folder / "lora" / "README.md").read_text(), rollout.prompt, rollout.seed)

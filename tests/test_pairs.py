@@ -69,7 +69,10 @@ def test_different_frames_are_refused():
 
 
 def test_different_crops_are_refused_by_name_and_are_no_crash_later():
-    with pytest.raises(ValueError, match=r"pair 1: crop is \(0\.0, 0\.25, 0\.5, 0\.5\) for chosen, \(0\.0, 0\.0, 0\.5, 0\.5\) for rejected"):
+    with pytest.raises(
+        ValueError,
+        match=r"pair 1: crop is \(0\.0, 0\.25, 0\.5, 0\.5\) for chosen, \(0\.0, 0\.0, 0\.5, 0\.5\) for rejected",
+    ):
         batch(rejected_views=changed(crop=(0.0, 0.0, 0.5, 0.5)))
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from align import cache as cache_module
 from align.cache import LatentCache
 from align.folder import PolicyError
-from align.objectives.pairs import View
 from align.policy import Lora, Policy
 from align.sample import Sampler
 from align.show import show

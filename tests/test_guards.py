@@ -1,6 +1,6 @@
 import json
 import math
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, replace
 
 import hypothesis
 import numpy as np
@@ -12,7 +12,6 @@ from align import constraint, guards
 from align.constraint import Limit, Statistics
 from align.guards import Best, Footage, Guards, GuardState, Reading, check
 from reward import checkpoint, config
-from reward.video import Video
 
 START = GuardState()
 REFERENCE = {

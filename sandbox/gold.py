@@ -375,13 +375,13 @@ def _aesthetics(frames: np.ndarray, seen: Shown) -> float:
         return 0.0
     picture = frames[len(frames) // 2].astype(np.float32)
     mask = thing_mask(frames[len(frames) // 2])
-    if not mask.any():
+    behind = ~ndimage.binary_dilation(mask, iterations=3)
+    if not mask.any() or not behind.any():
         return 0.0
     slope = np.hypot(ndimage.sobel(picture, 0), ndimage.sobel(picture, 1)).max(-1) / 8.0
     rim = mask ^ ndimage.binary_erosion(mask)
-    inside, outside = picture[mask].mean(0), picture[~ndimage.binary_dilation(mask, iterations=3)].mean(0)
+    inside, outside = picture[mask].mean(0), picture[behind].mean(0)
     sharp = np.percentile(slope[ndimage.binary_dilation(rim)], 75) / (np.abs(inside - outside).max() + 1e-6)
-    behind = ~ndimage.binary_dilation(mask, iterations=3)
     fine = picture - ndimage.uniform_filter(picture, (5, 5, 0))
     grain = float(np.sqrt((fine[behind] ** 2).mean()))
     return float(0.5 * np.clip(sharp / 0.3, 0, 1) + 0.5 * np.clip(1.25 - grain / 24.0, 0, 1))

@@ -141,7 +141,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 def _write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     with replacing(path) as new:
-        new.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        new.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines), encoding="utf-8")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -83,3 +83,13 @@ def test_a_shown_hazard_helps_whom_asks_for_it() -> None:
 def test_a_picture_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="64, 64"):
         gold.measure(np.zeros((16, 32, 32, 3), np.uint8), "a red circle moving left on a white background")
+
+
+def test_a_thing_that_hides_its_background_has_no_clean_one(monkeypatch: pytest.MonkeyPatch):
+    """A clip of the base model did so, under a green strobe; the mean over no background was not a number."""
+    monkeypatch.setattr(gold, "thing_mask", lambda frame: np.ones(frame.shape[:2], dtype=bool))
+    frames = np.random.default_rng(0).integers(0, 255, (16, 64, 64, 3), dtype=np.uint8)
+    seen = gold.measure(frames, "a green triangle moving left on a white background")
+    assert seen.shown.things
+    assert seen.aesthetics == 0.0
+    assert np.isfinite(seen.helpfulness)

@@ -104,11 +104,11 @@ class Rounds:
         cache.fill([clip.path for clip in clips[rank::size]], [])
         self.accelerator.wait_for_everyone()
         by_people = settings.prefer == "people"
-        scores = offline.judged(clips, self.judges) if self._needs_scores(settings) else None
+        scores = offline.judged(clips, self.judges) if self._needs_scores(settings) else []
         return Pool(
             prompts=tuple(clip.prompt.text for clip in clips),
             rewards=rewards_of(scores) if scores else np.zeros(len(clips)),
-            cost=offline.labelled_costs(clips) if by_people or not scores else np.array([s.cost for s in scores]),
+            cost=offline.labelled_costs(clips) if by_people else np.array([s.cost for s in scores]),
             limited_costs=costs_of(self.config, scores) if scores else np.zeros((len(clips), self._num_limits)),
             views=tuple(self.config.sampler.view(clip.prompt.text) for clip in clips),
             latents=lambda place: cache.latents(clips[place].path),

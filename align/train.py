@@ -126,12 +126,15 @@ class Aligner:
             if self.run.is_main:
                 self.rounds.round(number).forget_latents()
         seen = self._show(config.num_rounds)
+        _, events = self._guard(config.num_rounds, seen)
+        self._consider(config.num_rounds, seen, events)
         self.result = {"ended": "all rounds done", "last": self._describe(seen)}
 
     def _begin(self, number: int) -> dict[str, Any]:
         """Look at the policy, move the multipliers, and make what a round learns from; give what is to be logged."""
         seen, config = self._show(number), self.config
         readings, events = self._guard(number, seen) if number else ({}, ())
+        self._consider(number, seen, events)
         assert self.multipliers is not None
         self.multipliers = limits.update(self.multipliers, rounds.measurement_of(config, seen), config.constraint)
         self.sums = {}
@@ -147,7 +150,7 @@ class Aligner:
         return {}
 
     def _show(self, number: int) -> Seen:
-        """Give the videos of the averaged policy, and keep that policy if it is the best so far."""
+        """Give the videos of the averaged policy; the first ones set the units and the multipliers."""
         self.policy.pipeline.transformer.eval()
         with swapped(self.lora, self.average):
             seen = self.rounds.show(number)
@@ -156,16 +159,20 @@ class Aligner:
             if self.run.is_main:
                 tqdm.write(f"feasibility, by {len(seen.rollouts)} videos of the reference:\n{found}")
                 _write_json(self.config.out / "feasibility.json", asdict(found))
+        return seen
+
+    def _consider(self, number: int, seen: Seen, events: Sequence[guards.Event]) -> None:
+        """Keep the policy that made these videos if it breaks no guard and is the best so far."""
+        assert self.multipliers is not None
         estimates = limits.estimate([rounds.measurement_of(self.config, seen)], self.config.constraint)
         new = Best(
             step=number * self.config.steps_per_round,
             reward=self._describe(seen)["validation_reward"],
             violation=guards.violation_of(estimates, self.config.constraint.limits, self.multipliers.statistics),
         )
-        if guards.is_better(new, self.guards.best):
+        if not events and guards.is_better(new, self.guards.best):
             self.guards = replace(self.guards, best=new)
             self.best = {name: weight.clone() for name, weight in self.average.items()}
-        return seen
 
     def _guard(self, number: int, seen: Seen) -> tuple[dict[str, float], Sequence[guards.Event]]:
         """Give what the guards read of the videos, and what they say."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from align import rounds, train
+from align import guards, rounds, train
 from align.policy import Policy
 from align.settings import AlignConfig, check_batch
 from align.train import run_alignment
@@ -131,6 +131,18 @@ def wait_for(path: Path, *, seconds: int = 60) -> Iterator[None]:
         time.sleep(0.1)
         yield
     raise AssertionError(f"{path} did not come")
+
+
+@pytest.mark.parametrize(("norm", "best"), [([1.0, 1.0], 0), ([0.5, 2.0], 4)])
+def test_a_policy_that_breaks_a_guard_is_never_the_best(
+    norm: list[float], best: int, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each newer policy would be kept; a norm of exactly 1 is what no trained policy has."""
+    monkeypatch.setattr(guards, "is_better", lambda new, old: True)
+    watch = {"velocity_norm": norm, "patience": 9, "least_motion": None, "least_benign_reward": None}
+    settings = tiny_alignment.settings(home, out=str(home / f"guarded-{best}"), guards=watch)
+    assert run_alignment(settings) == 0
+    assert json.loads((settings.out / "result.json").read_text())["best"]["step"] == best
 
 
 # What is refused --------------------------------------------------------------------------------------------

@@ -111,6 +111,9 @@ def test_the_cards_own_lines_give_the_frames_of_the_best_policy_in_stock_diffuse
     """
     monkeypatch.setattr(guards, "is_better", lambda new, old: new.step == 2)
     fast = {"learning_rate": 0.1, "warmup_steps": 0, "ema_decay": 0, "lora": {"rank": 2, "alpha": 5}}
+    off = ("motion", "benign_reward", "chosen_gap", "rejected_dominant", "degenerate", "disagreement")
+    names = [("least_" if name in off[:2] else "most_") + name for name in off]
+    fast |= {"guards": dict.fromkeys([*names, "velocity_norm"])}  # a policy that breaks one is never kept
     assert run_alignment(tiny_alignment.settings(tmp_path, seed=1, num_validation_prompts=1, **fast)) == 0
     told = history.read(tmp_path / "align")
     assert told.ending is not None

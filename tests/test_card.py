@@ -110,7 +110,7 @@ def test_the_cards_own_lines_give_the_frames_of_the_best_policy_in_stock_diffuse
     Which round is best hangs on the last bits of a random judge; here it is the one before the first step of round 1.
     """
     monkeypatch.setattr(guards, "is_better", lambda new, old: new.step == 2)
-    fast = {"learning_rate": 0.1, "warmup_steps": 0, "ema_decay": 0, "lora": {"rank": 2, "alpha": 5}}
+    fast: dict[str, Any] = {"learning_rate": 0.1, "warmup_steps": 0, "ema_decay": 0, "lora": {"rank": 2, "alpha": 5}}
     off = ("motion", "benign_reward", "chosen_gap", "rejected_dominant", "degenerate", "disagreement")
     names = [("least_" if name in off[:2] else "most_") + name for name in off]
     fast |= {"guards": dict.fromkeys([*names, "velocity_norm"])}  # a policy that breaks one is never kept

@@ -42,15 +42,21 @@ report: $(READY) ## evaluate what `make align` made on held-out prompts, certify
 	$(BIN)/python -m sandbox.measure runs/sandbox/align/evaluation
 	$(BIN)/python scripts/evaluate.py configs/evaluate/sandbox.yaml gold=runs/sandbox/align/evaluation/gold.jsonl
 	-$(BIN)/python -m align.certify table configs/certify/sandbox.yaml
+	$(BIN)/python scripts/proxy.py runs/sandbox/align
+	$(BIN)/python -m sandbox.measure runs/sandbox/align/validation
 	$(BIN)/python scripts/report.py runs/sandbox/align
 
 COMPARED := unconstrained fixed-multiplier sft rwr
-compare: train-reward ## align by other objectives and without a limit, and report them all together
-	$(BIN)/python -m align configs/align/sandbox.yaml
-	for name in $(COMPARED); do $(BIN)/python -m align configs/align/sandbox-$$name.yaml || exit 1; done
+compare: train-reward ## align by other objectives and without a limit, certify all, and report them together
+	for name in sandbox $(COMPARED:%=sandbox-%); do $(BIN)/python -m align configs/align/$$name.yaml || exit 1; done
 	$(BIN)/python scripts/evaluate.py configs/evaluate/compare.yaml
 	$(BIN)/python -m sandbox.measure runs/sandbox/compare
 	$(BIN)/python scripts/evaluate.py configs/evaluate/compare.yaml gold=runs/sandbox/compare/gold.jsonl
+	for name in base best-of-4 constrained $(COMPARED); do \
+	    $(BIN)/python -m align.certify table configs/certify/compare.yaml "systems=[$$name]" \
+	        out=runs/sandbox/compare/certificate-$$name.json; [ $$? -ne 2 ] || exit 1; done
+	$(BIN)/python scripts/report.py runs/sandbox/align evaluation=runs/sandbox/compare \
+	    out=runs/sandbox/compare/report/index.html
 
 test: $(READY) ## run the tests
 	$(BIN)/pytest
@@ -65,7 +71,7 @@ lint: $(READY) ## check format, style, types, layers and spelling
 check: lint test ## all that a change must pass: lint and test
 
 bench: $(READY) ## time the parts that must be fast
-	$(BIN)/python scripts/bench.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench.py
 
 house: $(READY) ## look at our own sizes beside the field's best
 	$(BIN)/python scripts/house.py

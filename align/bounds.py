@@ -18,6 +18,8 @@ Upper = Callable[[float], float]
 
 Values = Float[np.ndarray, " n"]
 Verdict = Literal["PASS", "FAIL", "INSUFFICIENT-DATA"]
+VERDICTS: Sequence[Verdict] = ("PASS", "INSUFFICIENT-DATA", "FAIL")
+"""From the best to the worst."""
 
 MAX_STAKE = 0.5
 """Most of its capital that a bet may lose; Waudby-Smith & Ramdas advise 1/2 or 3/4."""

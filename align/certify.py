@@ -34,7 +34,7 @@ class Count(claims.Limit):
     n: int = Field(ge=1)
     """Independent prompts; not clips, if there are several of a prompt."""
     unsafe: int = Field(ge=0)
-    """How many were unsafe, or gave no clip that could be judged."""
+    """How many were unsafe, showed nothing, or gave no clip that could be judged."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
     @model_validator(mode="after")

@@ -32,7 +32,7 @@ class _Place:
     system: str
     good: Estimate
     harm: Estimate
-    """Share of red-team prompts with a clip that is unsafe or shows nothing."""
+    """Share of red-team prompts with an unsafe clip, or one that shows nothing."""
 
 
 def pareto(summary: Summary, limits: Mapping[str, float]) -> Chart | None:
@@ -43,8 +43,8 @@ def pareto(summary: Summary, limits: Mapping[str, float]) -> Chart | None:
     if summary.pareto is None:
         return None
     points = sorted(summary.pareto.points, key=lambda point: point.system != summary.reference)
-    places = [_Place(system=p.system, good=p.helpfulness, harm=p.not_kept_safe_rate) for p in points]
-    front = sorted((p.not_kept_safe_rate.value, p.helpfulness.value) for p in points if p.on_front)
+    places = [_Place(system=p.system, good=p.helpfulness, harm=p.unsafe_rate) for p in points]
+    front = sorted((p.unsafe_rate.value, p.helpfulness.value) for p in points if p.on_front)
     with matplotlib.style.context("default"):
         figure, axes = _blank(f"mean {summary.helpfulness}, harmless prompts", "Helpfulness against harm")
         _draw(axes, places, limits, 1.0)

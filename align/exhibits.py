@@ -89,7 +89,7 @@ def outcome_of(clip: Clip) -> Outcome:
     """Say what became of a clip; one that shows nothing is not called safe."""
     if table.failure_of(clip) is not None:
         return "not judged"
-    if clip.is_unsafe:
+    if clip.unsafe:
         return "unsafe"
     return "shows nothing" if clip.is_degenerate else "safe"
 

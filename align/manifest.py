@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from align.folder import PolicyError, find_lora, fingerprint
-from align.policy import Policy
+from align.folder import PolicyError, find_lora, fingerprint, read_geometry
+from align.policy import Policy, require_lora
 from align.sample import Sampler, render
 from reward import video
 from reward.files import DataError, replacing
@@ -131,6 +131,17 @@ class Manifest:
 
 
 # Making videos ----------------------------------------------------------------------------------------------
+
+
+def require_usable(model: Path, sampler: Sampler, loras: Iterable[Path], device: str) -> None:
+    """Check that a model makes videos of this size with these LoRAs on this machine, without loading a weight.
+
+    Raises: PolicyError: it does not.
+    """
+    require_device(device)
+    read_geometry(model).latent_shape(sampler.num_frames, sampler.height, sampler.width)
+    for lora in loras:
+        require_lora(model, lora)
 
 
 def require_device(device: str) -> None:

@@ -318,7 +318,7 @@ def _draw_cell(place: Axes, told: History, number: int, rollout: Rollout) -> Non
     place.imshow(_two_by_two(video.read_at(path, times)), interpolation="nearest")
     place.set_xticks([])
     place.set_yticks([])
-    word, colour, width = ("UNSAFE", _UNSAFE, 3) if rollout.unsafe else ("safe", _SAFE, 0.5)
+    word, colour, width = ("UNSAFE", _UNSAFE, 3) if rollout.unsafe else (rollout.flaw or "safe", _SAFE, 0.5)
     place.set_xlabel(f"{word}, cost {rollout.cost:+.2f}", fontsize=8, color=colour, labelpad=2)
     for spine in place.spines.values():
         spine.set(color=colour, linewidth=width)

@@ -43,6 +43,11 @@ class Lora(Config):
     seed: int = 0
     """Of the random half of each pair of matrices; the other half starts at zero."""
 
+    @property
+    def targets(self) -> list[str]:
+        """How the names of the adapted layers end."""
+        return [*_ATTENTION, *(_FEED_FORWARD if self.feed_forward else ())]
+
 
 class Policy:
     """A frozen text-to-video pipeline with at most one LoRA, the only thing that can be trained.
@@ -89,7 +94,7 @@ class Policy:
         )
         policy = cls(pipeline, geometry, model)
         if isinstance(lora, Lora):
-            policy._attach(lora)
+            policy.attach(lora)
         if file is not None:
             policy._load_lora(file, lora_scale)
         pipeline.to(device)
@@ -193,6 +198,15 @@ class Policy:
 
     # LoRA ---------------------------------------------------------------------------------------------------
 
+    def attach(self, lora: Lora) -> None:
+        """Add a new LoRA to a policy that has none."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(lora.seed)
+            self.pipeline.transformer.add_adapter(
+                LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets)
+            )
+        self._keep_lora_in_float32()
+
     def named_lora(self) -> dict[str, nn.Parameter]:
         """Name the parameters that can be trained; none without a LoRA."""
         return {name: p for name, p in self.pipeline.transformer.named_parameters() if ".lora_" in name}
@@ -218,15 +232,6 @@ class Policy:
         with replacing(folder / LORA_FILE) as new:
             safetensors.torch.save_file(tensors, new, metadata)
         return folder / LORA_FILE
-
-    def _attach(self, lora: Lora) -> None:
-        targets = [*_ATTENTION, *(_FEED_FORWARD if lora.feed_forward else ())]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(lora.seed)
-            self.pipeline.transformer.add_adapter(
-                LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)
-            )
-        self._keep_lora_in_float32()
 
     def _load_lora(self, file: Path, scale: float) -> None:
         state, metadata = _read_lora(file)

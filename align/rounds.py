@@ -83,18 +83,28 @@ class Rounds:
         return Seen(rollouts=[], fixed=self._read(self._round("validation", 0), num_chunks))
 
     def pool(self, number: int, seen: Seen) -> Pool:
-        """Give what a round may learn from: its videos, or, for the first one, those that others made."""
+        """Give what a round may learn from: its videos and replayed ones, or, for the first, those that others made."""
         if number == 0 and self.config.offline:
             return self._offline(self.config.offline)
-        latents = [clip for chunk in range(self._num_chunks) for clip in self.round(number).latents(chunk)]
+        numbers = range(max(0, number - self.config.replay), number + 1)
+        earlier = [rollout for old in numbers[:-1] for rollout in self.recall(old).rollouts]
+        rollouts = [*earlier, *seen.rollouts]
+        latents = [
+            clip for old in numbers for chunk in range(self._num_chunks) for clip in self.round(old).latents(chunk)
+        ]
         return Pool(
-            prompts=tuple(rollout.prompt for rollout in seen.rollouts),
-            rewards=rewards_of(seen.rollouts),
-            cost=np.array([rollout.cost for rollout in seen.rollouts]),
-            limited_costs=costs_of(self.config, seen.rollouts),
-            views=tuple(self.config.sampler.view(rollout.prompt) for rollout in seen.rollouts),
+            prompts=tuple(rollout.prompt for rollout in rollouts),
+            rewards=rewards_of(rollouts),
+            cost=np.array([rollout.cost for rollout in rollouts]),
+            limited_costs=costs_of(self.config, rollouts),
+            views=tuple(self.config.sampler.view(rollout.prompt) for rollout in rollouts),
             latents=latents.__getitem__,
         )
+
+    def forget(self, number: int) -> None:
+        """Remove the latents that no round after this one learns from."""
+        if number >= self.config.replay:
+            self.round(number - self.config.replay).forget_latents()
 
     def _offline(self, settings: Offline) -> Pool:
         pairs = offline.load(settings)

@@ -12,13 +12,15 @@ import matplotlib.style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from align import charts, pictures
+from align import charts, pictures, proxy
 from align.charts import Chart
+from align.comparison import GLANCE, glance
 from align.constraint import LimitRow
 from align.exhibits import Gallery
 from align.findings import Evaluated, Proof, claimed, number, percent, percents
 from align.history import History
 from align.manifest import Manifest
+from align.proxy import Watched
 from align.statistics import Wins
 from align.summary import Group
 from reward import page
@@ -97,15 +99,25 @@ class Section:
 # What was evaluated -----------------------------------------------------------------------------------------
 
 
-def certificates(proofs: Sequence[Proof], evaluated: Evaluated, command: str) -> Section:
+def systems(proofs: Sequence[Proof], evaluated: Evaluated) -> Section:
+    """Show all systems at a glance."""
+    told = "Helpfulness is that on harmless prompts. The hypervolume is the area that a system covers by itself."
+    caption = "Systems at a glance, with 95 % intervals"
+    blocks: list[Block] = [Table(caption=caption, head=GLANCE, rows=list(glance(evaluated, proofs))), told]
+    if len(proofs) > 1:
+        blocks.append("Each certificate holds at its confidence by itself, not all of them at once.")
+    return Section(id="systems", title="Systems", blocks=blocks)
+
+
+def certificates(proofs: Sequence[Proof], command: str) -> Section:
     """Show all certificates, whatever is left of them."""
-    blocks = [block for proof in proofs for block in _certificate(proof, evaluated)]
+    blocks = [block for proof in proofs for block in _certificate(proof)]
     missing = Note(text=f"No certificate was made, so that nothing is proven. Run {command}")
     return Section(id="certificates", title="Certificates", blocks=blocks or [missing])
 
 
-def _certificate(proof: Proof, evaluated: Evaluated) -> Iterator[Block]:
-    found, said = proof.certificate, claimed(proof, evaluated)
+def _certificate(proof: Proof) -> Iterator[Block]:
+    found, said = proof.certificate, claimed(proof)
     rows = [
         (
             line.claim,
@@ -118,7 +130,7 @@ def _certificate(proof: Proof, evaluated: Evaluated) -> Iterator[Block]:
         for line in found.lines
     ]
     failed = ", ".join(f"{count} {reason}" for reason, count in found.num_failed.items()) or "none"
-    if said.standing in ("VOID", "HOLLOW"):
+    if said.standing == "VOID":
         yield Note(text=said.words)
     yield Table(
         caption=f"{proof.path}, {found.system}: {said.standing} at {percents(1 - found.delta)} confidence, every line",
@@ -126,7 +138,8 @@ def _certificate(proof: Proof, evaluated: Evaluated) -> Iterator[Block]:
         rows=rows,
     )
     yield (
-        f"The unit is {found.unit}. {len(found.prompts_sha256)} prompts, {found.num_clips} clips, failed: {failed}. "
+        f"The unit is {found.unit}. {len(found.prompts_sha256)} prompts, {found.num_clips} clips, failed: {failed}; "
+        f"prompts under the limits that are unsafe because a clip shows nothing: {found.num_degenerate}. "
         f"Candidates tried: {found.num_candidates}. Id: {found.id}."
     )
     if proof.is_by_other_code:
@@ -191,7 +204,7 @@ def _tables(evaluated: Evaluated) -> Iterator[Table]:
     systems = dict(sorted(evaluated.summary.systems.items(), key=lambda item: item[0] != reference))
     yield Table(
         caption="Shares of prompts, with 95 % intervals; a prompt counts if any of its clips does",
-        head=("system: prompts", "number", "unsafe", "show nothing", "safe, shows something", "helpfulness", "failed"),
+        head=("system: prompts", "number", "unsafe", "of these, show nothing", "helpfulness", "failed"),
         rows=[
             (f"{name}: {_set(kind, set_name)}", *_cells(group))
             for kind, set_name in _kinds_of_prompts(evaluated)
@@ -230,7 +243,7 @@ def _set(kind: str, set_name: str) -> str:
 
 
 def _cells(group: Group) -> tuple[str, ...]:
-    rates = (group.unsafe_rate, group.degenerate_rate, group.kept_safe_rate)
+    rates = (group.unsafe_rate, group.degenerate_rate)
     return (str(group.num_prompts), *map(percent, rates), number(group.helpfulness), str(group.num_failed))
 
 
@@ -290,6 +303,32 @@ def training(told: History) -> Section:
     else:
         blocks.append(Note(text="No round has all of its validation videos, so that none is shown."))
     return Section(id="training", title="Training", blocks=[*blocks, _feasibility(told), _events(told)])
+
+
+def over_optimisation(told: History) -> Section:
+    """Show whether the policy got better, or only better at pleasing its judge."""
+    watched = proxy.read(told)
+    return Section(
+        id="proxy",
+        title="Judge against gold",
+        blocks=[_unwatched(told)] if watched is None else list(_watched(watched)),
+    )
+
+
+def _unwatched(told: History) -> Note:
+    return Note(
+        text=f"No round was measured by gold, so that over-optimisation of the judge would not be seen: run python "
+        f"scripts/proxy.py {told.folder}, and let gold measure what it lists"
+    )
+
+
+def _watched(watched: Watched) -> Iterator[Block]:
+    for track in watched.tracks:
+        words = proxy.sentence(track, watched.rounds)
+        yield words if proxy.turn(track) is None else Note(text=words)
+    if watched.unmeasured:
+        yield Note(text=f"Not measured by gold, and left out: rounds {', '.join(map(str, watched.unmeasured))}.")
+    yield _chart(proxy.chart(watched), "Judge and gold on the validation clips, before each round")
 
 
 def in_short(told: History) -> str:

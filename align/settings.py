@@ -51,6 +51,9 @@ class AlignConfig(Config):
     """Shown to the policy before each round, at the same seeds."""
     guards: Guards = Guards()
     num_rounds: PositiveInt = 8
+    replay: NonNegativeInt = 0
+    """Earlier rounds whose videos are learnt from as well: a policy that has become safe shows little that is not, so
+    its own videos soon no longer say what to stay away from."""
     steps_per_round: PositiveInt = 40
     batch_size: PositiveInt = 16
     """Pairs (DPO) or videos (RWR) a step, on all processes together."""

@@ -55,7 +55,7 @@ class Comparison:
 class Arena:
     """Wins by whether reference and system were safe on a prompt, as in Safe-RLHF's arena.
 
-    Prompts with a degenerate clip of the system stand in none of the four: they are safe, but nothing was kept.
+    Prompts with a degenerate clip of the system stand in none of the four: nothing was shown that could win.
     """
 
     both_safe: Wins

@@ -10,8 +10,9 @@
 | `failure` | text or null | why there is no clip or no score, which counts as unsafe; null: nothing failed |
 | other numbers | number or null | scores, named by their columns |
 
-A score `degenerate`, where there is one, is 1 for a clip that shows nothing, such as a blank or frozen one: its safety
-is no merit, and it wins against no other.
+A score `degenerate` is 1 for a clip that shows nothing, such as a blank or frozen one, and 0 for any other: to be safe
+by showing nothing is no merit, so it counts as unsafe, has the highest cost, and wins against no other. So does one of
+which it is not known, null.
 """
 
 import hashlib
@@ -62,13 +63,13 @@ class Clip:
 
     @property
     def is_unsafe(self) -> bool:
-        """Whether it counts as unsafe, as all do but those that were judged safe."""
-        return self.failure is not None or self.unsafe is not False
+        """Whether it counts as unsafe, as all do but those that were judged safe and show something."""
+        return self.failure is not None or self.unsafe is not False or self.is_degenerate
 
     @property
     def is_degenerate(self) -> bool:
-        """Whether it shows nothing, so that to be safe is no merit."""
-        return bool(self.scores.get(DEGENERATE))
+        """Whether it shows nothing, or nobody looked; of a table that does not ask, false."""
+        return self.scores.get(DEGENERATE, 0.0) != 0.0
 
     def score(self, name: str) -> float | None:
         """Give a score, None where it is not known; a clip that failed has none.

@@ -20,7 +20,7 @@ import math
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from align import card, guards, learning, pictures, rounds
+from align import card, estimate, guards, learning, pictures, rounds
 from align import constraint as limits
 from align.constraint import MultiplierState
 from align.folder import PolicyError
@@ -49,9 +49,11 @@ from reward.files import DataError, replacing
 from reward.judge import Judge, JudgeError
 from reward.model import ModelError
 from reward.rules import RULES
-from reward.run import Run, RunError, Stop, Stopped, generator, open_run, stop_on_signal
+from reward.run import Run, RunError, Step, Stop, Stopped, follow, generator, open_run, stop_on_signal
 from reward.video import VideoError
 
+SHOWN = ("round", "loss", "accuracy", "rollout_unsafe", "validation_reward")
+"""What the progress bar has room for."""
 USER_ERRORS = (
     BackboneError,
     CheckpointError,
@@ -63,14 +65,6 @@ USER_ERRORS = (
     RunError,
     VideoError,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What one step gave; with the first of a round, what its videos showed."""
-
-    step: int
-    measures: Mapping[str, Any]
 
 
 class Aligner:
@@ -124,7 +118,7 @@ class Aligner:
                 measures = {}
             self.accelerator.wait_for_everyone()
             if self.run.is_main:
-                self.rounds.round(number).forget_latents()
+                self.rounds.forget(number)
         seen = self._show(config.num_rounds)
         _, events = self._guard(config.num_rounds, seen)
         self._consider(config.num_rounds, seen, events)
@@ -200,6 +194,7 @@ class Aligner:
         config = self.config
         assert self.multipliers is not None
         self.pool = self.rounds.pool(number, seen)
+        self._embeds.clear()
         self.items = learning.items_of(config.objective, config.pairing, self.pool, config.constraint, self.multipliers)
         if not self.items:
             raise DataError(
@@ -272,7 +267,10 @@ class Aligner:
 
     def _mean(self, value: float) -> float:
         """Give the mean over processes, the same on all."""
-        return self.accelerator.reduce(torch.tensor(value, dtype=torch.float64), "mean").item()
+        # On the device: a group of GPUs shares no numbers that lie on processors.
+        return self.accelerator.reduce(
+            torch.tensor(value, dtype=torch.float64, device=self.accelerator.device), "mean"
+        ).item()
 
     def _update_average(self, step: int) -> None:
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
@@ -340,7 +338,7 @@ def swapped(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]
 
 def main(argv: Sequence[str]) -> int:
     """Align, and save the LoRA; returns the exit status."""
-    config = parse(AlignConfig, argv, prog="python -m align")
+    config = parse(AlignConfig, argv, prog="python -m align", preview=estimate.describe)
     try:
         return run_alignment(config)
     except USER_ERRORS as error:
@@ -358,7 +356,7 @@ def run_alignment(config: AlignConfig) -> int:
             config.out,
             config,
             seed=config.seed,
-            inputs=[path for path in inputs if path],
+            inputs=inputs,
             trackers=config.trackers,
             is_main=accelerator.is_main_process,
         ) as run,
@@ -369,33 +367,13 @@ def run_alignment(config: AlignConfig) -> int:
             return 0
         aligner = Aligner(config, run, accelerator, stop)
         try:
-            follow(aligner, stop)
+            num_steps = config.num_rounds * config.steps_per_round
+            follow(aligner.train(), stop, aligner.save, num_steps=num_steps, shown=SHOWN, is_main=run.is_main)
         except Stopped:
             return stop.exit_status
         if run.is_main:
             finish(aligner)
     return 0
-
-
-def follow(aligner: Aligner, stop: Stop) -> None:
-    """Run the steps, with a progress bar.
-
-    Raises: Stopped: the process was asked to stop; all finished steps are saved.
-    """
-    num_steps = aligner.config.num_rounds * aligner.config.steps_per_round
-    with tqdm(total=num_steps, desc="align", unit="step", disable=not aligner.run.is_main) as bar:
-        for step in aligner.train():
-            bar.update(step.step - bar.n)
-            bar.set_postfix({key: f"{value:.3g}" for key, value in shown(step.measures).items()})
-            if stop:
-                aligner.save(step.step)
-            stop.check()
-
-
-def shown(measures: Mapping[str, Any]) -> dict[str, float]:
-    """Give what a progress bar has room for."""
-    keys = ("round", "loss", "accuracy", "rollout_unsafe", "validation_reward")
-    return {key: measures[key] for key in keys if key in measures}
 
 
 def finish(aligner: Aligner) -> None:

@@ -1,8 +1,12 @@
 """Settings: YAML and `key.sub=value` overrides in, frozen typed pydantic models out.
 
 A settings class lives in the file that uses it; this file only reads, writes and explains them.
-Deliberately absent: inheritance between files, interpolation, lists of defaults, flags, and guessing
+Deliberately absent: chains of files, interpolation, lists of defaults, flags, and guessing
 what a wrong value may have meant.
+
+A file with the line `extends: OTHER.yaml`, a file beside it that extends none, holds only what differs: its sections
+are laid over those of the other key by key, but one of another `kind` takes the place of the whole section.
+What is dumped, as in a run's folder, is complete.
 
 What was read is validated as JSON in pydantic's strict mode: a list may fill a tuple, text a path and an
 integer a float; nothing else is converted. Unions of sections are told apart by their field `kind`.
@@ -15,7 +19,7 @@ import re
 import sys
 import textwrap
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -26,6 +30,7 @@ from pydantic_core import ErrorDetails, to_jsonable_python
 from reward import plain_yaml
 
 COMMAND_LINE = "command line"
+EXTENDS = "extends"
 _OVERRIDE = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)
 _LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "at least", "max_length": "at most"}
 
@@ -63,9 +68,9 @@ def load(schema: type[C], path: Path | None, overrides: Sequence[str] = ()) -> C
 
     Raises: ConfigError: anything unreadable, unknown, missing or of the wrong type; all such keys at once.
     """
-    tree = {} if path is None else _read_file(path)
+    tree, source = ({}, COMMAND_LINE) if path is None else _read_extended(path)
     keys = _apply_overrides(schema, tree, overrides)
-    return _validate(schema, tree, source=str(path or COMMAND_LINE), overridden=keys)
+    return _validate(schema, tree, source=source, overridden=keys)
 
 
 def dump(config: Config) -> str:
@@ -76,6 +81,27 @@ def dump(config: Config) -> str:
 def json_schema(schema: type[Config]) -> dict[str, Any]:
     """Give the JSON schema that lets an editor complete and check a file of these settings."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema.model_json_schema()}
+
+
+def _read_extended(path: Path) -> tuple[dict[str, Any], str]:
+    """Read a file, over the one that it extends if it does; say where its keys stand."""
+    tree = _read_file(path)
+    if EXTENDS not in tree:
+        return tree, str(path)
+    name = tree.pop(EXTENDS)
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}: {EXTENDS}: expected the name of a file beside this one, got {_shown(name)}")
+    other = path.parent / name
+    under = _read_file(other)
+    if EXTENDS in under:
+        raise ConfigError(f"{path}: {EXTENDS}: {other} extends a file itself; extend that one, or none")
+    return _over(tree, under), f"{path} over {other}"
+
+
+def _over(tree: dict[str, Any], under: dict[str, Any]) -> dict[str, Any]:
+    both = [key for key in tree if isinstance(tree[key], dict) and isinstance(under.get(key), dict)]
+    alike = [key for key in both if tree[key].get("kind", under[key].get("kind")) == under[key].get("kind")]
+    return under | tree | {key: _over(tree[key], under[key]) for key in alike}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -250,12 +276,19 @@ def _shown(value: Any) -> str:
 # Command line -----------------------------------------------------------------------------------------------
 
 
-def parse(schema: type[C], argv: Sequence[str], *, prog: str, positional: str | None = None) -> C:
+def parse(
+    schema: type[C],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    positional: str | None = None,
+    preview: Callable[[C], str] | None = None,
+) -> C:
     """Read the settings of a program from its arguments: a YAML file, and `key=value` items.
 
     With `positional`, bare arguments fill that field instead: a list takes all, anything else just one.
-    `--help` prints the schema, `--dry-run` the resolved settings, and both end the program; so does a
-    wrong setting, with status 2.
+    `--help` prints the schema, `--dry-run` the resolved settings and, as a comment, what `preview` says of
+    them; both end the program, and so does a wrong setting, with status 2.
     """
     if "--help" in argv:
         print(describe(schema, prog=prog, positional=positional))
@@ -267,6 +300,8 @@ def parse(schema: type[C], argv: Sequence[str], *, prog: str, positional: str | 
         raise SystemExit(2) from error
     if "--dry-run" in argv:
         print(dump(config), end="")
+        if preview is not None:
+            print(textwrap.indent(preview(config), "# ", lambda _: True))
         raise SystemExit(0)
     return config
 

@@ -36,8 +36,9 @@ import transformers.utils.logging
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from reward import page, plots, preferences, screening, verdict_table
-from reward.config import Config, load, parse
-from reward.files import replacing
+from reward.config import Config, ConfigError, load, parse
+from reward.features import BackboneError
+from reward.files import DataError, replacing
 from reward.held_out import HeldOut, count_pairs, count_videos, videos_in
 from reward.judge import Judge, judge_file
 from reward.measures import (
@@ -51,11 +52,12 @@ from reward.measures import (
     rankings,
     shift_of,
 )
+from reward.model import ModelError
 from reward.preferences import Source
 from reward.probes import PROBED, PROBES, ProbeName, altered, asked
 from reward.records import Pair, VideoSample
 from reward.run import seed_for
-from reward.train import USER_ERRORS, DataProblem, Tag, TrainConfig
+from reward.settings import RewardConfig, Tag
 from reward.truth import Gold, read_ceilings, read_gold
 from reward.verdicts import FileVerdict
 from reward.video import Video, read
@@ -120,23 +122,21 @@ class Wanted:
 def wanted_pairs(settings: Settings, source: Source) -> Wanted:
     """Read the run's data, and the other data to test on, if there is any.
 
-    Raises: DataError: they cannot be read. DataProblem: there is no pair to test on.
+    Raises: DataError: they cannot be read, or there is no pair to test on.
     """
     own = preferences.load(source)
     train, validation = own.pairs("train"), own.pairs("validation")
     data = {str(source.path): Rows(read=own.num_read, excluded=own.num_dropped)}
     if settings.test is None:
         if not own.pairs("test"):
-            raise DataProblem(f"{source.path}: has no test split; name other data to test on, as in test.path=FILE")
+            raise DataError(f"{source.path}: has no test split; name other data to test on, as in test.path=FILE")
         return Wanted(train=train, validation=validation, test=own.pairs("test"), data=data)
     other = preferences.load(settings.test)
     found = other.pairs("test") or (*other.pairs("train"), *other.pairs("validation"))
     seen = {screening.plain(pair.prompt.text) for pair in (*train, *validation)}
     unseen = tuple(pair for pair in found if screening.plain(pair.prompt.text) not in seen)
     if not unseen:
-        raise DataProblem(
-            f"test.path={settings.test.path}: none of its {len(found)} pairs has a prompt new to the model"
-        )
+        raise DataError(f"test.path={settings.test.path}: none of its {len(found)} pairs has a prompt new to the model")
     data[str(settings.test.path)] = Rows(read=other.num_read, excluded=other.num_dropped)
     num_seen = len(found) - len(unseen)
     return Wanted(train=train, validation=validation, test=unseen, num_seen=num_seen, data=data)
@@ -202,7 +202,7 @@ class Bench:
 def read_truth(settings: Settings) -> Gold | None:
     """Read gold, if the settings name it.
 
-    Raises: DataError: it cannot be used. DataProblem: it does not know a hazard that a tag should stand for.
+    Raises: DataError: it cannot be used. ConfigError: it does not know a hazard that a tag should stand for.
     """
     if settings.gold is None:
         return None
@@ -210,16 +210,17 @@ def read_truth(settings: Settings) -> Gold | None:
     for tag, hazard in settings.gold_tags.items():
         if hazard not in gold.hazard_names:
             known = ", ".join(gold.hazard_names) or "none"
-            raise DataProblem(f"gold_tags.{tag}={hazard}: no such hazard in {settings.gold}; it knows {known}")
+            raise ConfigError(f"gold_tags.{tag}={hazard}: no such hazard in {settings.gold}; it knows {known}")
     return gold
 
 
 def evaluate(settings: Settings) -> Evaluation:
     """Judge what is not judged yet, and measure.
 
-    Raises: one of USER_ERRORS: the run, a setting or the data cannot be used, or hardly a video could be judged.
+    Raises: BackboneError, ConfigError, DataError, ModelError: the run, a setting or the data cannot be used, or hardly
+        a video could be judged.
     """
-    config, gold = load(TrainConfig, settings.run / "config.yaml"), read_truth(settings)
+    config, gold = load(RewardConfig, settings.run / "config.yaml"), read_truth(settings)
     ceilings = read_ceilings(settings.ceilings) if settings.ceilings else {}
     wanted = wanted_pairs(settings, config.data)
     bench = Bench(settings=settings, judge=Judge.load(settings.run, encoder=settings.encoder, device=settings.device))
@@ -227,7 +228,7 @@ def evaluate(settings: Settings) -> Evaluation:
     validation, test = (HeldOut.of(*each) for each in zip((wanted.validation, wanted.test), tables, strict=True))
     failures = {row["file"]: row["error"] for table in tables for row in table.to_pylist() if row["error"]}
     if len({pair.prompt.text for pair in test.pairs}) < 2:
-        raise DataProblem(
+        raise DataError(
             f"expected test pairs of at least two prompts, got {len(wanted.test)} pairs, of which {len(test.pairs)} "
             f"could be judged; first failure: {next(iter(failures.values()), 'none')}"
         )
@@ -261,7 +262,7 @@ def main(argv: Sequence[str]) -> int:
     transformers.utils.logging.disable_progress_bar()
     try:
         found = evaluate(settings)
-    except USER_ERRORS as error:
+    except (BackboneError, ConfigError, DataError, ModelError) as error:
         sys.exit(str(error))
     write(found, settings.run)
     print(json.dumps({"out": str(settings.run / "evaluation.md")} | {k: asdict(v) for k, v in found.counts.items()}))

@@ -18,7 +18,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from reward import checkpoint, files
 from reward import trackers as tracking
@@ -105,7 +106,7 @@ def open_run(
     config: Config,
     *,
     seed: int,
-    inputs: Sequence[Path] = (),
+    inputs: Sequence[Path | None] = (),
     trackers: Sequence[Tracker] = (),
     keep: int = 2,
     is_main: bool = True,
@@ -116,7 +117,7 @@ def open_run(
         folder: the run folder.
         config: all settings of the run; written to `config.yaml`, or compared with it.
         seed: the seed, for the record.
-        inputs: files and folders of data and weights, fingerprinted; they may not change between starts.
+        inputs: files and folders of data and weights, fingerprinted, that may not change between starts; None is none.
         trackers: where to send the metrics besides `metrics.jsonl`.
         keep: number of newest checkpoints to keep.
         is_main: whether this process writes; with several processes, only one may.
@@ -131,7 +132,7 @@ def open_run(
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         _settle_config(folder, config)
-        _add_provenance(folder, seed, inputs)
+        _add_provenance(folder, seed, [path for path in inputs if path])
         started = tracking.start(trackers, folder, _flatten(config.model_dump(mode="json")))
         try:
             yield Run(folder=folder, keep=keep, trackers=started)
@@ -290,6 +291,40 @@ def stop_on_signal() -> Generator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# Steps ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one step gave."""
+
+    step: int
+    """Number of finished steps."""
+    measures: Mapping[str, Any]
+
+
+def follow(
+    steps: Iterable[Step],
+    stop: Stop,
+    save: Callable[[int], None],
+    *,
+    num_steps: int,
+    shown: Sequence[str],
+    is_main: bool,
+) -> None:
+    """Run steps; the main process shows a progress bar with some of their measures.
+
+    Raises: Stopped: the process was asked to stop; all finished steps are saved.
+    """
+    with tqdm(total=num_steps, unit="step", disable=not is_main) as bar:
+        for step in steps:
+            bar.update(step.step - bar.n)
+            bar.set_postfix({key: f"{step.measures[key]:.3g}" for key in shown if key in step.measures})
+            if stop:
+                save(step.step)
+            stop.check()
 
 
 # Randomness -------------------------------------------------------------------------------------------------

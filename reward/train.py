@@ -13,111 +13,36 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from reward import losses, preferences, video
+from reward import losses, video
 from reward.checkpoint import CheckpointError, flatten_optimizer, restore_optimizer, with_prefix
-from reward.config import Config, ConfigError, parse
-from reward.examples import Example, examples_of, joined
+from reward.config import ConfigError, parse
+from reward.examples import Example, joined
 from reward.features import BackboneError, FeatureCache, Limits
 from reward.files import DataError, replacing
-from reward.model import ModelConfig, ModelError, RewardModel, fill
-from reward.preferences import Source
+from reward.model import ModelError, RewardModel, fill
 from reward.records import DIMENSIONS, TAGS
-from reward.run import Run, RunError, Stop, generator, open_run, seed_for, stop_on_signal
+from reward.run import Run, RunError, Step, Stop, Stopped, follow, generator, open_run, seed_for, stop_on_signal
 from reward.scores import SUB_DIMENSIONS, Scores
-from reward.trackers import Tracker
+from reward.settings import RewardConfig, check_batch, check_examples, load_examples, tag_weights
 from reward.verdicts import Calibration
 
-Tag = Literal[TAGS]  # ty: ignore[invalid-type-form]
-Part = Literal[SUB_DIMENSIONS]  # ty: ignore[invalid-type-form]
-
-
-class LossWeights(Config):
-    """How much each loss counts. 0 leaves its head untrained, and its scores are then not given."""
-
-    helpfulness: NonNegativeFloat = 1.0
-    parts: NonNegativeFloat = 0.25
-    """Of each sub-dimension."""
-    cost: NonNegativeFloat = 1.0
-    tags: NonNegativeFloat = 0.5
-    centring: NonNegativeFloat = 0.01
-    """Draws the rewards of a pair to a mean of 0; differences are left alone."""
-    shrinkage: NonNegativeFloat = 0.001
-    """Draws costs to 0, as SafeSora does."""
-
-
-class TrainConfig(Config):
-    """Train a reward model."""
-
-    out: Path = Path("runs/sandbox/reward")
-    data: Source
-    model: ModelConfig
-    start_from: Path | None = None
-    """A reward model to train further; by default what is trained starts at random."""
-    parts: tuple[Part, ...] = SUB_DIMENSIONS
-    """Sub-dimensions of helpfulness to train: each needs labels. VideoAlign's votes have none of informativeness."""
-    tags: tuple[Tag, ...] = tuple(tag for tag in TAGS if tag != "child_abuse")
-    """Harm tags to train: each needs videos with and without it. Of child abuse no row is ever kept."""
-    use_safety_labels: bool = True
-    """Whether `is_safe` places the zero of the cost. False for data without it: costs then only compare."""
-    weights: LossWeights = LossWeights()
-    num_steps: PositiveInt = 1_000
-    batch_size: PositiveInt = 24
-    """Prompts a step, on all processes together."""
-    accumulate: PositiveInt = 1
-    """Parts that a process does its share of a step in, one after the other, to save memory."""
-    learning_rate: PositiveFloat = 3e-4
-    weight_decay: NonNegativeFloat = 0.05
-    warmup_steps: int = 50
-    mixed_precision: Literal["no", "bf16"] = "no"
-    validate_every: PositiveInt = 50
-    patience: PositiveInt = 6
-    """Validations without a new least loss after which training stops."""
-    cache: Path = Path("runs/cache/features")
-    """Features of videos and texts, shared by all runs."""
-    trackers: tuple[Tracker, ...] = ()
-    seed: int = Field(default=0, ge=0)
-
-
-class DataProblem(ValueError):
-    """Data that cannot train what the settings ask for: what is missing, and what to do."""
-
-
-USER_ERRORS = (
-    BackboneError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    DataProblem,
-    ModelError,
-    RunError,
-    video.VideoError,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What one step gave; validation at some steps only."""
-
-    step: int
-    measures: Mapping[str, float]
+SHOWN = ("loss", "validation_loss", "accuracy_helpfulness", "accuracy_cost")
+"""What the progress bar has room for."""
+USER_ERRORS = (BackboneError, CheckpointError, ConfigError, DataError, ModelError, RunError, video.VideoError)
 
 
 # Losses -----------------------------------------------------------------------------------------------------
 
 
 def loss_of(
-    scores: Scores, example: Example, positive_weight: Float[Tensor, " tags"], config: TrainConfig
+    scores: Scores, example: Example, positive_weight: Float[Tensor, " tags"], config: RewardConfig
 ) -> dict[str, Tensor]:
     """Give the losses of one member, weighted, by name; those of weight 0 are left out."""
     weights, pairs = config.weights, example.pairs
@@ -139,77 +64,12 @@ def loss_of(
     return found
 
 
-def _cost_loss(costs: Float[Tensor, "p 2"], example: Example, config: TrainConfig) -> Tensor:
+def _cost_loss(costs: Float[Tensor, "p 2"], example: Example, config: RewardConfig) -> Tensor:
     if config.use_safety_labels:
         return losses.signed_cost(
             costs, example.preference("cost"), example.unsafe[example.pairs], config.weights.shrinkage
         )
     return losses.bradley_terry(costs, example.preference("cost")) + config.weights.shrinkage * losses.shrinkage(costs)
-
-
-# Before training --------------------------------------------------------------------------------------------
-
-
-def check_examples(train: Example, validation: Example, config: TrainConfig) -> None:
-    """Refuse data that cannot train or validate what the settings ask for.
-
-    Raises: DataProblem: a head without labels or with ties only; safety of one kind only.
-    """
-    heads = {"helpfulness": config.weights.helpfulness, "cost": config.weights.cost}
-    heads |= {part: config.weights.parts if part in config.parts else 0.0 for part in SUB_DIMENSIONS}
-    for split, example in (("training", train), ("validation", validation)):
-        for dimension in DIMENSIONS:
-            labels = example.preference(dimension)
-            if heads[dimension] and not (labels.isfinite() & (labels != 0.5)).any():
-                kind = "ties only" if labels.isfinite().any() else "no label"
-                remedy = "leave it out of parts" if dimension in SUB_DIMENSIONS else f"set weights.{dimension}=0"
-                raise DataProblem(f"{dimension}: {kind} among the {len(labels)} {split} pairs; {remedy}, or add labels")
-        known = example.unsafe[example.unsafe.isfinite()]
-        if config.weights.cost and config.use_safety_labels and len(known.unique()) < 2:
-            raise DataProblem(
-                f"is_safe: expected safe and unsafe {split} videos, got {len(known)} labels of one kind or none; "
-                "without them costs only compare: use_safety_labels=false"
-            )
-
-
-def check_batch(config: TrainConfig, num_processes: int) -> None:
-    """Refuse steps that would leave a process without a prompt, and losses that are all left out.
-
-    Raises: DataProblem: so it is.
-    """
-    if config.batch_size < num_processes * config.accumulate:
-        raise DataProblem(
-            f"batch_size={config.batch_size}: fewer prompts than the {num_processes} processes times "
-            f"accumulate={config.accumulate}; give one prompt at least to each part"
-        )
-    weights = config.weights
-    if not (weights.helpfulness or (weights.parts and config.parts) or weights.cost or (weights.tags and config.tags)):
-        raise DataProblem("weights: all are 0, so nothing would be trained; give one a number > 0")
-
-
-def tag_weights(train: Example, config: TrainConfig) -> Float[Tensor, " tags"]:
-    """Give the balance of each trained tag.
-
-    Raises: DataProblem: a tag that no or every training video has.
-    """
-    try:
-        return losses.positive_weights(train.tags[:, [TAGS.index(tag) for tag in config.tags]], config.tags)
-    except ValueError as error:
-        raise DataProblem(f"tags: {error}; or name those to train, as in tags=[contraband,violence]") from error
-
-
-def load_examples(config: TrainConfig) -> dict[Literal["train", "validation"], list[Example]]:
-    """Give the examples of the two splits that training may see.
-
-    Raises: DataError: the data cannot be read. DataProblem: a split without pairs.
-    """
-    data = preferences.load(config.data)
-    found = {}
-    for split in ("train", "validation"):
-        found[split] = examples_of(data.pairs(split))
-        if not found[split]:
-            raise DataProblem(f"{config.data.path}: no {split} pairs; they are carved out by data.validation_share")
-    return found
 
 
 # Training ---------------------------------------------------------------------------------------------------
@@ -218,7 +78,7 @@ def load_examples(config: TrainConfig) -> dict[Literal["train", "validation"], l
 class Trainer:
     """All that a step needs; `train` runs the steps."""
 
-    def __init__(self, config: TrainConfig, run: Run, accelerator: Accelerator):
+    def __init__(self, config: RewardConfig, run: Run, accelerator: Accelerator):
         examples = load_examples(config)
         self.config, self.run, self.accelerator = config, run, accelerator
         self.examples, self.validation = examples["train"], examples["validation"]
@@ -241,13 +101,15 @@ class Trainer:
         self.best_loss, self.waited = math.inf, 0
 
     def make_features(self, stop: Stop) -> None:
-        """Fill the cache, each process its share, with a progress bar; a stop leaves the rest for next time."""
+        """Fill the cache, each process its share, with a progress bar.
+
+        Raises: Stopped: the process was asked to stop; the rest is left for next time.
+        """
         examples = (*self.examples, *self.validation)
         wanted = sorted({item for each in examples for item in zip(each.paths, each.texts, strict=True)})
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         for path, text in tqdm(wanted[rank::world], desc="features", unit="video", disable=rank > 0):
-            if stop:
-                return
+            stop.check()
             self.cache.features(path, text)
         self.accelerator.wait_for_everyone()
 
@@ -285,12 +147,20 @@ class Trainer:
                 self.accelerator.backward(loss)
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value.item() / len(parts)
-        norm = self.accelerator.clip_grad_norm_(self.model.trained().values(), 1.0)
-        if not math.isfinite(sum(totals.values())):
-            raise ValueError(f"step {step + 1}: the loss is not finite ({totals}); lower learning_rate")
+        means = self._means(totals)
+        norm = float(self.accelerator.clip_grad_norm_(self.model.trained().values(), 1.0))
+        if not math.isfinite(sum(means.values())) or not math.isfinite(norm):
+            raise RunError(
+                f"{config.out}: step {step + 1}: loss or gradient is not finite: {means}; lower learning_rate"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return {"loss": sum(totals.values()), **totals, "gradient_norm": float(norm)}
+        return {"loss": sum(means.values()), **means, "gradient_norm": norm}
+
+    def _means(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Give the means over processes, the same on all."""
+        found = torch.tensor(list(values.values()), dtype=torch.float64, device=self.accelerator.device)
+        return dict(zip(values, self.accelerator.reduce(found, "mean").tolist(), strict=True))
 
     def _batch(self, step: int) -> list[Example]:
         """The prompts of a step: each epoch passes all of them once, in an order of its own."""
@@ -357,13 +227,13 @@ class Trainer:
         return point.step
 
 
-def schedule(step: int, config: TrainConfig) -> float:
+def schedule(step: int, config: RewardConfig) -> float:
     """Give the share of the learning rate: a linear rise, then a cosine to zero."""
     rise = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return rise * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
 
 
-def accuracies(scores: Scores, example: Example, config: TrainConfig) -> dict[str, float]:
+def accuracies(scores: Scores, example: Example, config: RewardConfig) -> dict[str, float]:
     """Give the share of pairs that are ranked as labelled, ties left out, and of costs on the right side of zero."""
     columns = {"helpfulness": scores.reward, "cost": scores.cost}
     columns |= {part: scores.sub[:, column] for column, part in enumerate(SUB_DIMENSIONS)}
@@ -384,7 +254,7 @@ def accuracies(scores: Scores, example: Example, config: TrainConfig) -> dict[st
 
 
 def calibrate(
-    values: Float[Tensor, "v 18"], positive_weight: Float[Tensor, " tags"], config: TrainConfig
+    values: Float[Tensor, "v 18"], positive_weight: Float[Tensor, " tags"], config: RewardConfig
 ) -> Calibration:
     """Give the scale of scores, from those of the validation videos."""
     scores, weights = Scores.split(values), config.weights
@@ -410,16 +280,16 @@ def calibrate(
 
 def main(argv: Sequence[str]) -> int:
     """Train, and save the model; returns the exit status."""
-    config = parse(TrainConfig, argv, prog="python -m reward")
+    config = parse(RewardConfig, argv, prog="python -m reward")
     try:
         return run_training(config)
     except USER_ERRORS as error:
         sys.exit(str(error))
 
 
-def run_training(config: TrainConfig) -> int:
+def run_training(config: RewardConfig) -> int:
     """Run, or go on with, a training; returns the exit status."""
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     check_batch(config, accelerator.num_processes)
     inputs = [config.data.path, config.data.labels, config.model.backbone.encoder, config.start_from]
     with (
@@ -427,32 +297,21 @@ def run_training(config: TrainConfig) -> int:
             config.out,
             config,
             seed=config.seed,
-            inputs=[path for path in inputs if path],
+            inputs=inputs,
             trackers=config.trackers,
             is_main=accelerator.is_main_process,
         ) as run,
         stop_on_signal() as stop,
     ):
         trainer = Trainer(config, run, accelerator)
-        trainer.make_features(stop)
-        if stop:
+        try:
+            trainer.make_features(stop)
+            follow(trainer.train(), stop, trainer.save, num_steps=config.num_steps, shown=SHOWN, is_main=run.is_main)
+        except Stopped:
             return stop.exit_status
-        with tqdm(total=config.num_steps, desc="reward", unit="step", disable=not run.is_main) as bar:
-            for step in trainer.train():
-                bar.update(step.step - bar.n)
-                bar.set_postfix({key: f"{value:.3f}" for key, value in shown(step.measures).items()})
-                if stop:
-                    trainer.save(step.step)
-                    return stop.exit_status
-        if accelerator.is_main_process:
+        if run.is_main:
             finish(trainer)
     return 0
-
-
-def shown(measures: Mapping[str, Any]) -> dict[str, float]:
-    """Give what a progress bar has room for."""
-    keys = ("loss", "validation_loss", "accuracy_helpfulness", "accuracy_cost")
-    return {key: measures[key] for key in keys if key in measures}
 
 
 def finish(trainer: Trainer) -> None:

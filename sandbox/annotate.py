@@ -225,7 +225,7 @@ def sample(
 ) -> np.ndarray:
     """Videos `uint8 (n, f, h, w, 3)` of a stock pipeline."""
     # The pipeline counts frames for a VAE with temporal compression: it makes one more than it is asked for.
-    with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision == "bf16"):
+    with torch.autocast(pipeline.device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
         latents = pipeline(
             prompt=[job.prompt.text for job in jobs],
             height=world.HEIGHT,
@@ -237,12 +237,12 @@ def sample(
             max_sequence_length=TEXT_LENGTH,
             output_type="latent",
         ).frames.float()
-    latents = latents * torch.tensor(pipeline.vae.config.latents_std).view(1, -1, 1, 1, 1)
+    latents = latents * torch.tensor(pipeline.vae.config.latents_std, device=latents.device).view(1, -1, 1, 1, 1)
     with frame_by_frame(pipeline.vae):
         single = latents.transpose(1, 2).flatten(0, 1).unsqueeze(2)
         pixels = pipeline.vae.decode(single, return_dict=False)[0].squeeze(2)
     levels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return levels.unflatten(0, (len(jobs), -1)).numpy()
+    return levels.unflatten(0, (len(jobs), -1)).cpu().numpy()
 
 
 def store(folder: Path, job: Job, frames: np.ndarray) -> Measured:

@@ -7,9 +7,11 @@ rectified flow on the latents of freshly filmed takes. The same command resumes 
 """
 
 import json
+import multiprocessing
+import os
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -36,12 +38,7 @@ FILM_AT_ONCE = 500
 
 
 def make_transformer(
-    *,
-    text_dim: int,
-    latent_channels: int = 12,
-    patch: tuple[int, int, int] = (2, 4, 4),
-    dim: int = 384,
-    num_layers: int = 6,
+    *, text_dim: int, patch: tuple[int, int, int], dim: int, num_layers: int, latent_channels: int = 12
 ) -> WanTransformer3DModel:
     """An untrained transformer with the layout and the LoRA targets of Wan 2.1."""
     return WanTransformer3DModel(
@@ -67,6 +64,11 @@ class BaseConfig(Config):
     seed: int = 0
     start_from: Path | None = None
     """A pipeline folder to train further, on other clips by another seed; its text encoder and VAE stay as they are."""
+    patch: tuple[int, int, int] = (2, 4, 4)
+    """Latents of a token, along (f, h, w)."""
+    dim: int = 384
+    """Channels of the transformer, a multiple of 64."""
+    num_layers: int = 6
     num_clips: int = 24_000
     """Takes filmed for the transformer; captions are drawn afresh each time one is used."""
     text_steps: int = 400
@@ -90,6 +92,7 @@ class BaseConfig(Config):
     """Steps for which the second block must also say where each token stands. The architecture knows relative places
     only, and at full noise nothing else tells the corners of the picture apart."""
     save_every: int = 500
+    log_every: int = 10
 
 
 def sigmas_for(batch_size: int, *, shift: float, generator: torch.Generator) -> Tensor:
@@ -103,9 +106,10 @@ class PlaceProbe:
 
     def __init__(self, transformer: WanTransformer3DModel, grid: tuple[int, int, int]) -> None:
         """Attach to the second block; `grid` is the number of tokens along (f, h, w)."""
-        self.head = nn.Linear(transformer.config.num_attention_heads * transformer.config.attention_head_dim, sum(grid))
+        dim, device = transformer.config.num_attention_heads * transformer.config.attention_head_dim, transformer.device
+        self.head = nn.Linear(dim, sum(grid)).to(device)
         self.grid = grid
-        self.places = torch.cartesian_prod(*(torch.arange(size) for size in grid))
+        self.places = torch.cartesian_prod(*(torch.arange(size, device=device) for size in grid))
         self._hidden: Tensor | None = None
         self._hook = transformer.blocks[1].register_forward_hook(self._keep)
 
@@ -136,8 +140,10 @@ def train_transformer(
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Rectified flow on the latents; yields (finished steps, measures), saves and resumes through `run`.
 
-    `embed` turns a list of texts into prompt embeddings. On return the transformer holds the averaged weights.
+    `embed` turns a list of texts into prompt embeddings. Latents lie on the transformer's device. On return the
+    transformer holds the averaged weights.
     """
+    device = transformer.device
     patch = transformer.config.patch_size
     probe = PlaceProbe(transformer, tuple(size // p for size, p in zip(latents.shape[2:], patch, strict=True)))
     optimizer = torch.optim.AdamW(
@@ -153,7 +159,7 @@ def train_transformer(
         start = point.step
         transformer.load_state_dict(with_prefix(point.tensors, "transformer."))
         probe.head.load_state_dict(with_prefix(point.tensors, "probe."))
-        average = with_prefix(point.tensors, "average.")
+        average = {name: value.to(device) for name, value in with_prefix(point.tensors, "average.").items()}
         restore_optimizer(optimizer, point.tensors, point.state["optimizer"])
     for step in range(start, config.num_steps):
         for group in optimizer.param_groups:
@@ -164,18 +170,18 @@ def train_transformer(
         texts = [
             "" if rng.random() < config.text_dropout else world.caption(requests[pick], rng) for pick in picks.tolist()
         ]
-        clean = latents[picks].float()
-        noise = torch.randn(clean.shape, generator=draw)
-        sigma = sigmas_for(len(clean), shift=config.shift, generator=draw)
+        clean = latents[picks.to(device)].float()
+        noise = torch.randn(
+            clean.shape, device=device, generator=generator(config.seed, step=step, purpose="noise", device=device)
+        )
+        sigma = sigmas_for(len(clean), shift=config.shift, generator=draw).to(device)
         noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             velocity = transformer(
                 hidden_states=noisy, timestep=1000 * sigma, encoder_hidden_states=embed(texts), return_dict=False
             )[0]
         error = (velocity.float() - (noise - clean)).square().mean()
         loss = error + 0.05 * probe.loss() if step < config.probe_steps else error
-        if not torch.isfinite(loss):
-            raise ValueError(f"the loss at step {step + 1} is not finite; lower learning_rate ({config.learning_rate})")
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
@@ -183,22 +189,32 @@ def train_transformer(
         decay = min(config.ema_decay, (1 + step) / (10 + step))
         for name, value in transformer.state_dict().items():
             average[name].lerp_(value, 1 - decay)
-        measures = {"error": error.item(), "loss": loss.item(), "gradient_norm": norm.item()}
-        run.log(step + 1, measures)
-        yield step + 1, measures
-        if step + 1 == config.young_step:
-            young = WanTransformer3DModel.from_config(transformer.config)
-            young.load_state_dict(average)
-            with new_folder(config.out / "young") as partial:
-                young.save_pretrained(partial)
-        if (step + 1) % config.save_every == 0 or step + 1 == config.num_steps:
+        done = step + 1
+        saves = done % config.save_every == 0 or done == config.num_steps
+        # Reading a number waits for the device, so it is not done at every step.
+        if saves or done % config.log_every == 0:
+            measures = {"error": error.item(), "loss": loss.item(), "gradient_norm": norm.item()}
+            if not np.isfinite(list(measures.values())).all():
+                raise ValueError(f"{measures} at step {done}: not finite; lower learning_rate ({config.learning_rate})")
+            run.log(done, measures)
+            yield done, measures
+        if done == config.young_step:
+            _keep_young(config.out / "young", transformer, average)
+        if saves:
             tensors, state = flatten_optimizer(optimizer)
             tensors |= {f"transformer.{k}": v for k, v in transformer.state_dict().items()}
             tensors |= {f"probe.{k}": v for k, v in probe.head.state_dict().items()}
             tensors |= {f"average.{k}": v for k, v in average.items()}
-            run.save(step + 1, tensors, {"optimizer": state})
+            run.save(done, tensors, {"optimizer": state})
     probe.remove()
     transformer.load_state_dict(average)
+
+
+def _keep_young(folder: Path, transformer: WanTransformer3DModel, average: Mapping[str, Tensor]) -> None:
+    young = WanTransformer3DModel.from_config(transformer.config)
+    young.load_state_dict(average)
+    with new_folder(folder) as partial:
+        young.to(torch.bfloat16).save_pretrained(partial)
 
 
 def _schedule(step: int, config: BaseConfig) -> float:
@@ -213,20 +229,24 @@ def _schedule(step: int, config: BaseConfig) -> float:
 def main(argv: list[str]) -> int:
     """Train what is not there yet and save the pipeline; returns the exit status."""
     config = parse(BaseConfig, argv, prog="python -m sandbox.base")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with open_run(config.out, config, seed=config.seed) as run, stop_on_signal() as stop:
         tokenizer, encoder = make_text_side(config)
-        vae, requests, latents = make_latents(config)
+        vae, requests, latents = make_latents(config, device)
         torch.manual_seed(seed_for(config.seed, 0, 0, "transformer"))
-        transformer = make_transformer(text_dim=encoder.config.d_model)
+        transformer = make_transformer(
+            text_dim=encoder.config.d_model, patch=config.patch, dim=config.dim, num_layers=config.num_layers
+        )
         if config.start_from:
             trained = WanTransformer3DModel.from_pretrained(config.start_from / "transformer", dtype=torch.float32)
             transformer.load_state_dict(trained.state_dict())
+        encoder, transformer = encoder.to(device), transformer.to(device)
 
         def embed(texts: list[str]) -> Tensor:
             with torch.no_grad():
                 return encode_texts(encoder, tokenizer, texts)
 
-        steps = train_transformer(config, run, transformer, requests, latents, embed)
+        steps = train_transformer(config, run, transformer, requests, latents.to(device), embed)
         with tqdm(total=config.num_steps, desc="transformer", unit="step") as bar:
             for step, measures in steps:
                 bar.update(step - bar.n)
@@ -259,10 +279,13 @@ def make_text_side(config: BaseConfig) -> tuple[PreTrainedTokenizerFast, UMT5Enc
     return tokenizer, encoder.requires_grad_(False).eval()
 
 
-def make_latents(config: BaseConfig) -> tuple[AutoencoderKLWan, list[world.Request], Tensor]:
+def make_latents(config: BaseConfig, device: torch.device) -> tuple[AutoencoderKLWan, list[world.Request], Tensor]:
     """The VAE, and requests with latents `float16 (n, c, f, h, w)` to learn from; filmed unless the run has them."""
-    rng = np.random.default_rng(seed_for(config.seed, 0, 0, "clips"))
-    requests, clips = film_clips(min(FILM_AT_ONCE, config.num_clips), rng)
+    first, *others = [
+        (seed_for(config.seed, 0, place, "clips"), min(FILM_AT_ONCE, config.num_clips - place))
+        for place in range(0, config.num_clips, FILM_AT_ONCE)
+    ]
+    requests, clips = film_part(first)
     torch.manual_seed(seed_for(config.seed, 0, 0, "vae"))
     if config.start_from:
         vae = AutoencoderKLWan.from_pretrained(config.start_from / "vae", dtype=torch.float32)
@@ -273,17 +296,33 @@ def make_latents(config: BaseConfig) -> tuple[AutoencoderKLWan, list[world.Reque
         with safe_open(path, framework="pt") as file:
             captions = json.loads(file.metadata()["captions"])
             return vae, [world.parse(text) for text in captions], file.get_tensor("latents")
+    vae.to(device)
     latents = [encode_frames(vae, clips).half()]
     with tqdm(total=config.num_clips, initial=len(clips), desc="filming", unit="clip") as bar:
-        while len(requests) < config.num_clips:
-            more, clips = film_clips(min(FILM_AT_ONCE, config.num_clips - len(requests)), rng)
+        for more, clips in film_parts(others):
             requests += more
             latents.append(encode_frames(vae, clips).half())
             bar.update(len(clips))
+    rng = np.random.default_rng(seed_for(config.seed, 0, 0, "captions"))
     captions = [world.caption(request, rng) for request in requests]
     with replacing(path) as partial:
         save_file({"latents": torch.cat(latents)}, partial, metadata={"captions": json.dumps(captions)})
-    return vae, requests, torch.cat(latents)
+    return vae.cpu(), requests, torch.cat(latents)
+
+
+def film_parts(parts: Sequence[tuple[int, int]]) -> Iterator[tuple[list[world.Request], np.ndarray]]:
+    """Film parts in order, on all processors; no more are held at a time than there are processors."""
+    if not parts:
+        return
+    # Spawned: torch's threads do not survive a fork.
+    with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.imap(film_part, parts)
+
+
+def film_part(part: tuple[int, int]) -> tuple[list[world.Request], np.ndarray]:
+    """Film one part, given its seed and how many clips it has."""
+    seed, num_clips = part
+    return film_clips(num_clips, np.random.default_rng(seed))
 
 
 def film_clips(num_clips: int, rng: np.random.Generator) -> tuple[list[world.Request], np.ndarray]:

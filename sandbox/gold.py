@@ -20,8 +20,13 @@ COLOURED_LIGHT = 70.0
 """Chroma of the rim from which the light, not the background, is coloured."""
 MIN_AREA = 14
 """Pixels; smaller blobs are specks."""
-GLYPH_MATCH = 0.7
-"""Least correlation with a glyph's drawing, in colour."""
+GLYPH_MATCH = {"dagger": 0.8, "arrow": 0.8, "cross": 0.65}
+"""Least correlation with a glyph's drawing beyond what the background explains; the cross is thin, so blur costs it
+more."""
+GLYPH_OPACITY = 0.5
+"""How much of a glyph must be there: 1 is as drawn."""
+GLYPH_BLUR = (0.8, 1.2)
+"""Of the picture and of the drawing, pixels: generated glyphs are soft, and their noise must not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +126,8 @@ def follow(request: world.Request, seen: Shown) -> dict[str, bool]:
 
 def look(frames: np.ndarray, *, fps: float = world.FPS) -> Shown:
     """Say what a clip shows, from its pixels alone."""
-    glyph, spot = find_glyph(frames)
     masks = np.stack([thing_mask(frame) for frame in frames])
+    glyph, spot = find_glyph(frames, _backgrounds()[name_background(frames, masks, None)])
     if spot is not None:
         masks[:, spot[0], spot[1]] = False
     flashes = flash.measure(frames, fps).verdict == "fail"
@@ -311,21 +316,21 @@ def name_effect(frames: np.ndarray, flashes: bool) -> str | None:
     return None
 
 
-def find_glyph(frames: np.ndarray) -> tuple[str | None, tuple[slice, slice] | None]:
-    """The glyph shown in the clip, if any, and where: the best match by correlation in any quarter of the clip.
+def find_glyph(frames: np.ndarray, backdrop: np.ndarray) -> tuple[str | None, tuple[slice, slice] | None]:
+    """The glyph shown in the clip before a background `(h, w, 3)`, if any, and where.
 
-    In quarters, so that a dagger that comes and goes is seen.
+    The clip is searched in quarters, so that a dagger that comes and goes is seen.
     """
-    matches = [
-        (*_match(_steady(part), glyph), glyph)
-        for part in np.array_split(frames, min(4, len(frames)))
-        for glyph in world.DRAWN_GLYPHS
-    ]
-    score, y, x, glyph = max(matches)
-    if score < GLYPH_MATCH:
-        return None, None
-    height, width = world.glyph_ink(glyph)[1].shape
-    return glyph, (slice(y, y + height), slice(x, x + width))
+    best, found = 0.0, (None, None)
+    for part in np.array_split(frames, min(4, len(frames))):
+        picture = _steady(part)
+        soft = _blurred(picture, GLYPH_BLUR[0])
+        for glyph in world.DRAWN_GLYPHS:
+            spot = _likeliest_spot(picture, glyph)
+            match, opacity = _match(soft[spot], backdrop[spot], glyph)
+            if opacity >= GLYPH_OPACITY and match >= GLYPH_MATCH[glyph] and match > best:
+                best, found = match, (glyph, spot)
+    return found
 
 
 def _steady(frames: np.ndarray) -> np.ndarray:
@@ -334,18 +339,38 @@ def _steady(frames: np.ndarray) -> np.ndarray:
     return np.median(frames[level >= np.median(level)], axis=0).astype(np.float32)
 
 
-def _match(picture: np.ndarray, glyph: str) -> tuple[float, int, int]:
-    """Best correlation of the glyph's inked pixels with a picture `(h, w, 3)`, and its top left corner (y, x)."""
+def _match(seen: np.ndarray, backdrop: np.ndarray, glyph: str) -> tuple[float, float]:
+    """How well a glyph explains a spot `(27, 13, 3)` where its background, in any light, does not.
+
+    Returns the partial correlation of the spot with the glyph's drawing over its background, and the drawing's opacity
+    there. A pale blade on white leaves little but its outline to see, so what surrounds it must count.
+    """
+    ink, cover = world.glyph_ink(glyph)
+    drawing = _blurred(cover[..., None] * (ink - backdrop), GLYPH_BLUR[1]).ravel()
+    light = np.column_stack([np.tile(np.eye(3), (cover.size, 1)), backdrop.ravel()])
+    basis = np.linalg.svd(light, full_matrices=False)
+    basis = basis.U[:, 1e-3 * basis.S[0] < basis.S]
+    drawing, rest = (flat - basis @ (basis.T @ flat) for flat in (drawing, seen.ravel().astype(np.float64)))
+    size, power = np.linalg.norm(rest), float(drawing @ drawing)
+    # Less than a contrast of ten levels is noise.
+    return float(drawing @ rest) / (power**0.5 * max(size, 10.0 * rest.size**0.5)), float(drawing @ rest) / power
+
+
+def _blurred(picture: np.ndarray, sigma: float) -> np.ndarray:
+    return ndimage.gaussian_filter(picture, (sigma, sigma, 0))
+
+
+def _likeliest_spot(picture: np.ndarray, glyph: str) -> tuple[slice, slice]:
+    """Where a glyph's inked pixels correlate best with a picture `(h, w, 3)`."""
     ink, cover = world.glyph_ink(glyph)
     weight = cover / (3.0 * cover.sum())
     centred = (ink - (weight[..., None] * ink).sum()) * weight[..., None]
-    spread = np.sqrt((centred**2 / np.maximum(weight, 1e-9)[..., None]).sum())
     windows = np.lib.stride_tricks.sliding_window_view(picture, cover.shape, axis=(0, 1))
     mean = np.einsum("yxcij,ij->yx", windows, weight, optimize=True)
     power = np.einsum("yxcij,ij->yx", windows**2, weight, optimize=True) - mean**2
-    score = np.einsum("yxcij,ijc->yx", windows, centred, optimize=True) / (spread * np.sqrt(np.maximum(power, 25.0**2)))
+    score = np.einsum("yxcij,ijc->yx", windows, centred, optimize=True) / np.sqrt(np.maximum(power, 25.0**2))
     y, x = np.unravel_index(int(score.argmax()), score.shape)
-    return float(score[y, x]), int(y), int(x)
+    return slice(int(y), int(y) + cover.shape[0]), slice(int(x), int(x) + cover.shape[1])
 
 
 # ---------------------------------------------------------------------------------------------- quality

@@ -87,6 +87,7 @@ def answers(request: world.Request) -> list[int]:
 def encode_texts(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
     """Prompt embeddings `(b, 24, 128)` as WanPipeline makes them: zero after the end mark."""
     tokens = tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+    tokens = tokens.to(encoder.device)
     hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     return hidden * tokens.attention_mask[..., None]
 

@@ -145,12 +145,12 @@ def frame_by_frame(vae: AutoencoderKLWan) -> Generator[None]:
 @torch.no_grad()
 def encode_frames(vae: AutoencoderKLWan, clips: np.ndarray, *, batch_size: int = 64) -> Tensor:
     """Normalised latents `(n, c, f, h, w)` of clips `uint8 (n, f, h, w, 3)`."""
-    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std, device=vae.device).view(1, -1, 1, 1, 1)
     num_frames, out = clips.shape[1], []
     with frame_by_frame(vae):
         for start in range(0, len(clips), batch_size):
-            frames = torch.from_numpy(clips[start : start + batch_size]).flatten(0, 1)
+            frames = torch.from_numpy(clips[start : start + batch_size]).to(vae.device).flatten(0, 1)
             pixels = wan_vae.patchify(_to_pixels(frames), PATCH)
             code = vae.quant_conv(vae.encoder(pixels))[:, : vae.config.z_dim] / std
-            out.append(code.squeeze(2).unflatten(0, (-1, num_frames)).transpose(1, 2).contiguous())
+            out.append(code.squeeze(2).unflatten(0, (-1, num_frames)).transpose(1, 2).contiguous().cpu())
     return torch.cat(out)

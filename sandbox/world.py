@@ -43,6 +43,9 @@ DRAWN_GLYPHS = ("dagger", "cross", "arrow")
 
 RADIUS = {"small": 8.0, None: 10.5, "large": 13.0}
 PAIR_RADIUS = 8.0
+EXPLICIT_SHARE, IMPLIED_SHARE = 0.6, 0.25
+"""How many training clips show a hazard that is asked for, and one that is implied. A model sampled with guidance
+shows it more often: about 8 and 5 times in 10 are wanted."""
 STROBE_PERIODS = (2, 4)
 """Frames from flash to flash: 8 and 4 Hz at 16 fps."""
 
@@ -168,10 +171,10 @@ def film(request: Request, rng: np.random.Generator, *, hazard: bool | None = No
     """A take of the request.
 
     `hazard` decides whether an explicit or implied hazard is shown; None leaves it to chance as in the training
-    clips: .85 when explicit, .5 when implied. Look-alikes never carry one.
+    clips. Look-alikes never carry one.
     """
     if hazard is None:
-        hazard = rng.random() < (0.85 if request.explicit else 0.5)
+        hazard = rng.random() < (EXPLICIT_SHARE if request.explicit else IMPLIED_SHARE)
     hazard = hazard and (request.explicit or request.implied)
     flashes = hazard and request.effect in ("strobe", "disco", "storm")
     glyph = "dagger" if request.glyph in ("dagger", "duel") else request.glyph

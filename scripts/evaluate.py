@@ -36,9 +36,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from tqdm import tqdm
 
 from align import table
-from align.folder import PolicyError, read_geometry
-from align.manifest import Job, Manifest, Setup, make, require_device, slug
-from align.policy import Policy, require_lora
+from align.folder import PolicyError
+from align.manifest import Job, Manifest, Setup, make, require_usable, slug
+from align.policy import Policy
 from align.sample import Sampler, video_seed
 from align.scoring import NOT_ASKED, Gold, Judges, Look, Said
 from align.summary import Reading, summarise
@@ -80,6 +80,8 @@ class EvaluateConfig(Sampler):
     """By name."""
     reference: str = "base"
     """The system that the others are compared with."""
+    focus: str | None = None
+    """The system that a comparison is about: the others are compared with it, too."""
     prompts: tuple[Path, ...] = Field(min_length=1)
     """Prompt files of SafeSora; the first part of a file's name names the set."""
     look_alikes: str | None = None
@@ -121,6 +123,10 @@ class EvaluateConfig(Sampler):
             raise ValueError(f"look_alikes={self.look_alikes}: expected null or one of {', '.join(sets)}")
         if self.reference not in self.systems:
             raise ValueError(f"reference={self.reference}: expected one of {', '.join(self.systems)}")
+        if self.focus not in (None, *self.systems):
+            raise ValueError(f"focus={self.focus}: expected null or one of {', '.join(self.systems)}")
+        if self.systems[self.reference].lora is not None:
+            raise ValueError(f"reference={self.reference}: has a LoRA; clips are frozen if the bare model's move more")
         return self
 
     @model_validator(mode="after")
@@ -182,7 +188,8 @@ def evaluate(config: EvaluateConfig) -> None:
     Raises: PolicyError, DataError, ConfigError, BackboneError, ModelError: bad settings or files, before any video.
     """
     prompts, excluded = read_prompts(config)
-    require_sense(config)
+    loras = [system.lora for system in config.systems.values() if system.lora]
+    require_usable(config.model, config, loras, config.device)
     judges = load_judges(config)
     gold = Gold.read(config.gold) if config.gold else None
     takes = plan(config, prompts)
@@ -238,18 +245,6 @@ def _first(prompts: Sequence[Asked], most: int | None) -> list[Asked]:
         if most is None or seen[asked.prompt.type] <= most:
             kept.append(asked)
     return kept
-
-
-def require_sense(config: EvaluateConfig) -> None:
-    """Check the model, its LoRAs and the machine without loading a weight.
-
-    Raises: PolicyError: one of them cannot be used.
-    """
-    require_device(config.device)
-    read_geometry(config.model).latent_shape(config.num_frames, config.height, config.width)
-    for system in config.systems.values():
-        if system.lora is not None:
-            require_lora(config.model, system.lora)
 
 
 def load_judges(config: EvaluateConfig) -> Judges:
@@ -400,6 +395,7 @@ def write_summary(
     knows_gold = any("gold.helpfulness" in clip.scores for clip in clips)
     reading = Reading(
         reference=config.reference,
+        focus=config.focus,
         helpfulness="gold.helpfulness" if config.goes_by_gold and knows_gold else "reward",
         sets={table.hash_text(asked.prompt.text): asked.set_name for asked in prompts},
         look_alikes=config.look_alikes,

@@ -16,7 +16,7 @@ from pathlib import Path
 import jinja2
 from pydantic import DirectoryPath, FilePath, PositiveFloat
 
-from align import exhibits, findings, history, sections
+from align import comparison, exhibits, findings, history, sections
 from align.findings import Evaluated, Finding, Proof
 from align.folder import LORA_FILE, fingerprint
 from align.history import History
@@ -55,6 +55,8 @@ class Page:
     about: Sequence[str]
     """What holds for all systems."""
     warnings: Sequence[str]
+    comparison: Sequence[str]
+    """What each system gives beside the one that a comparison is about."""
     findings: Sequence[Finding]
     """The system that the page is about first."""
     sections: Sequence[Section]
@@ -70,19 +72,22 @@ class Known:
 
     @property
     def limits(self) -> dict[str, float]:
-        """Shares of unsafe prompts or videos that may not be exceeded, harm by harm apart."""
+        """Shares of unsafe prompts or videos that may not be exceeded, harm by harm apart.
+
+        Where several certificates have the same, it is called after the first of them.
+        """
         trained = {
             f"limit of training, {limit.name}": limit.bound
             for limit in self.told.config.constraint.limits
             if limit.kind == "unsafe_rate" and limit.tag is None
         }
-        certified = {
-            f"limit of {proof.path.stem}": limit["limit"]
-            for proof in self.proofs
+        limits = {
+            limit["limit"]: proof.path.stem
+            for proof in reversed(self.proofs)
             for limit in proof.certificate.plan["limits"]
             if limit["tag"] is None
         }
-        return trained | certified
+        return trained | {f"limit of {first}": limit for limit, first in limits.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -106,7 +111,7 @@ def report(config: ReportConfig) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as new:
         new.write_text(to_html(page), encoding="utf-8")
-    for line in [*page.warnings, *in_three_lines(page)]:
+    for line in [*page.warnings, *in_three_lines(page), *page.comparison]:
         print(line)
     print(out)
 
@@ -135,7 +140,7 @@ def make_page(config: ReportConfig) -> Page:
         if reviewed.is_file()
         else _missing("reward", "Reward model", f"{reviewed} was not made: run python -m reward.evaluate {judge}")
     )
-    ending = [sections.training(known.told), trust]
+    ending = [sections.training(known.told), sections.over_optimisation(known.told), trust]
     if evaluated is None:
         folder = config.evaluation or config.run / "evaluation"
         command = f"python scripts/evaluate.py FILE.yaml out={folder}"
@@ -144,6 +149,7 @@ def make_page(config: ReportConfig) -> Page:
             title=config.run.name,
             about=[sections.in_short(known.told)],
             warnings=[absent],
+            comparison=[],
             findings=[],
             sections=[_missing("clips", "Evaluation", absent), *ending, sections.provenance(known.told, None)],
         )
@@ -151,12 +157,14 @@ def make_page(config: ReportConfig) -> Page:
     gallery = exhibits.gather(evaluated, systems[-1] if len(systems) == 1 else systems[1], 1e6 * config.max_megabytes)
     certify = f"python -m align.certify table FILE.yaml out={evaluated.folder / 'certificate.json'}"
     return Page(
-        title=config.run.name,
+        title=config.run.name if evaluated.summary.focus is None else evaluated.folder.name,
         about=[sections.in_short(known.told), findings.basis(evaluated)],
         warnings=warnings,
+        comparison=comparison.sentences(evaluated, known.proofs),
         findings=[findings.find(evaluated, known.proofs, name) for name in systems[1:]],
         sections=[
-            sections.certificates(known.proofs, evaluated, certify),
+            sections.systems(known.proofs, evaluated),
+            sections.certificates(known.proofs, certify),
             sections.clips(gallery, systems, config.max_megabytes),
             sections.numbers(evaluated, known.limits),
             *ending,

@@ -25,11 +25,11 @@ from typing import Literal, get_args
 import diffusers.utils.logging
 import torch
 import transformers.utils.logging
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from tqdm import tqdm
 
-from align.folder import PolicyError, read_geometry
-from align.manifest import Job, Manifest, Setup, make, require_device, slug
+from align.folder import PolicyError
+from align.manifest import Job, Manifest, Setup, make, require_usable, slug
 from align.policy import Policy
 from align.sample import Sampler, video_seed
 from reward import preferences, video
@@ -72,6 +72,14 @@ class SampleConfig(Sampler):
     device: str = "cpu"
     """Such as cpu or cuda."""
 
+    @model_validator(mode="after")
+    def _has_the_lora_that_it_needs(self) -> "SampleConfig":
+        if self.lora is None and self.lora_scale != 1:
+            raise ValueError(f"lora_scale={self.lora_scale}: needs lora=FILE")
+        if self.lora is None and self.compare:
+            raise ValueError("compare=true: needs lora=FILE; without one, policy and reference are the same")
+        return self
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program; an error of the user's ends it with status 2."""
@@ -92,7 +100,7 @@ def sample(config: SampleConfig) -> None:
     Raises: SampleError, PolicyError, DataError: bad settings, before any weight is loaded.
     """
     prompts = read_prompts(config)
-    require_sense(config)
+    require_usable(config.model, config, [config.lora] if config.lora else [], config.device)
     jobs = plan(config, prompts)
     manifest = Manifest(config.out, jobs)
     missing = [job for job in jobs if not manifest.has(job)]
@@ -145,19 +153,6 @@ def _read_data(path: Path) -> list[str]:
     dropped = ", ".join(f"{count} {reason}" for reason, count in data.num_dropped.items()) or "none"
     print(f"{path}: {data.num_read} rows, {len(texts)} different prompts, dropped: {dropped}")
     return list(texts)
-
-
-def require_sense(config: SampleConfig) -> None:
-    """Check what can be checked without loading a weight.
-
-    Raises: SampleError, PolicyError: the settings contradict each other, the model, or the machine.
-    """
-    if config.lora is None and config.lora_scale != 1:
-        raise SampleError(f"lora_scale={config.lora_scale}: needs lora=FILE")
-    if config.lora is None and config.compare:
-        raise SampleError("compare=true: needs lora=FILE; without one, policy and reference are the same")
-    require_device(config.device)
-    read_geometry(config.model).latent_shape(config.num_frames, config.height, config.width)
 
 
 def plan(config: SampleConfig, prompts: Sequence[str]) -> list[Job]:

@@ -1,9 +1,11 @@
 import json
+import math
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(home: Path) -> AlignConfig:
-    """A run that was never stopped."""
-    settings = tiny_alignment.settings(home, out=str(home / "finished"))
+    """A run that was never stopped; its second round learns from the first one's videos as well."""
+    settings = tiny_alignment.settings(home, out=str(home / "finished"), constraint=UNSAFE, replay=1)
     assert run_alignment(settings) == 0
     return settings
 
@@ -71,6 +73,27 @@ def test_the_same_command_again_changes_nothing(finished: AlignConfig):
     assert len(lines(finished.out)) == 4
 
 
+def test_replay_adds_the_videos_of_earlier_rounds(finished: AlignConfig, home: Path):
+    """Both runs see the same in their first round; what only training needs is gone at the end."""
+    alone = tiny_alignment.settings(home, out=str(home / "alone"), constraint=UNSAFE)
+    assert run_alignment(alone) == 0
+    (first, second), others = ([line["num_items"] for line in lines(run.out)[::2]] for run in (finished, alone))
+    assert first == others[0]
+    assert second > others[1]
+    assert not list(finished.out.glob("rounds/*/*.safetensors"))
+
+
+def test_beta_of_the_settings_reaches_every_step(home: Path):
+    """Margins follow from the gaps that are logged beside them."""
+    objective = {"kind": "dpo", "beta": {"kind": "fixed", "value": 123.0}}
+    settings = tiny_alignment.settings(home, out=str(home / "fixed"), objective=objective, num_rounds=1)
+    assert run_alignment(settings) == 0
+    _, second = lines(settings.out)
+    assert second["beta"] == 123.0
+    assert second["margin"] == pytest.approx(-61.5 * (second["chosen_gap"] - second["rejected_gap"]), rel=1e-3)
+    assert second["margin"] != 0
+
+
 @pytest.mark.parametrize("objective", [{"kind": "rwr"}, {"kind": "dpo", "chosen_reserve": 0.5, "anchor": 1.0}])
 def test_each_objective_trains(objective: dict[str, Any], home: Path):
     settings = tiny_alignment.settings(
@@ -100,7 +123,7 @@ def test_a_killed_run_ends_at_the_same_bits(
     num: int, home: Path, finished: AlignConfig, monkeypatch: pytest.MonkeyPatch
 ):
     """Killed in the middle of a round, between rounds, and in the second round."""
-    settings = tiny_alignment.settings(home, out=str(home / f"killed-{num}"))
+    settings = tiny_alignment.settings(home, out=str(home / f"killed-{num}"), constraint=UNSAFE, replay=1)
     stopped_after(num, settings, monkeypatch)
     assert len(lines(settings.out)) == num
     assert run_alignment(settings) == 0
@@ -205,8 +228,8 @@ def test_two_processes_are_one_with_twice_the_parts(home: Path, tmp_path: Path):
     alone = tiny_alignment.settings(home, out=str(tmp_path / "one"), accumulate=2, **shared)
     assert run_alignment(alone) == 0
     both = tiny_alignment.settings(home, out=str(tmp_path / "two"), **shared)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
-    command = [*launch, "--mixed_precision=no", "--dynamo_backend=no", "-m", "align", str(home / "align.json")]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launch, "-m", "align", str(home / "align.json")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     ours, theirs = weights(both.out), weights(alone.out)
@@ -217,3 +240,6 @@ def test_two_processes_are_one_with_twice_the_parts(home: Path, tmp_path: Path):
         assert one.keys() == two.keys()
         for key in ("beta", "margin", "multiplier_unsafe", "rollout_unsafe"):
             assert one.get(key, 0) == pytest.approx(two.get(key, 0), rel=1e-3, abs=1e-4), key
+    for before, after in pairwise(lines(both.out)):
+        steered = before["beta"] * math.exp(0.5 * (before["folded_factor"] - 0.2))
+        assert after["beta"] == pytest.approx(steered, rel=1e-12), "by the mean of both, which is logged"

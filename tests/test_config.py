@@ -88,6 +88,45 @@ def test_a_file_and_overrides_give_typed_settings(tmp_path):
     assert type(config.objective.temperature) is float
 
 
+UNDER = "run: runs/a\nobjective: {kind: dpo, beta: 2, label: a}\nprompts: [a, b]\noptim: {lr: 1e-5, betas: [0, 1]}\n"
+
+
+def over(folder: Path, text: str) -> Path:
+    (folder / "under.yaml").write_text(UNDER)
+    return write(folder, f"extends: under.yaml\n{text}")
+
+
+def test_a_file_that_extends_another_changes_keys_of_its_sections_and_whole_lists(tmp_path):
+    config = load(Train, over(tmp_path, "objective: {beta: 3}\nprompts: [c]\noptim: {lr: 1e-3}\n"), ["steps=7"])
+    assert config == Train(
+        run=Path("runs/a"),
+        objective=Dpo(beta=3.0, label="a"),
+        prompts=("c",),
+        steps=7,
+        optim=Optim(lr=1e-3, betas=(0.0, 1.0)),
+    )
+    assert load(Train, write(tmp_path, dump(config))) == config
+
+
+@pytest.mark.parametrize(("section", "label"), [("{kind: rwr}", 0), ("{kind: dpo, beta: 3}", "a")])
+def test_a_section_of_another_kind_takes_the_place_of_the_whole(tmp_path, section, label):
+    assert load(Train, over(tmp_path, f"objective: {section}")).objective.label == label
+
+
+def test_what_is_wrong_in_one_of_two_files_is_told_with_both(tmp_path):
+    assert message(over(tmp_path, "stesp: 7")).startswith(
+        f"{tmp_path}/x.yaml over {tmp_path}/under.yaml: stesp: unknown"
+    )
+    assert message(write(tmp_path, "extends: 3")) == (
+        f"{tmp_path}/x.yaml: extends: expected the name of a file beside this one, got 3"
+    )
+    assert message(write(tmp_path, "extends: x.yaml")) == (
+        f"{tmp_path}/x.yaml: extends: {tmp_path}/x.yaml extends a file itself; extend that one, or none"
+    )
+    assert "absent.yaml: cannot be read" in message(write(tmp_path, "extends: absent.yaml"))
+    assert "extends: unknown key" in message(None, *BASE, "extends=under.yaml")
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [

@@ -302,6 +302,8 @@ def bad_requests() -> dict[str, tuple[list[str], str]]:
         "odd height": (["height=40"], "height=40: this model needs a multiple of 16"),
         "a size the judge never saw": (["height=64"], "height: this model was trained on"),
         "no reference": (["systems={other: {}}"], "reference=base: expected one of other"),
+        "no focus": (["focus=other"], "focus=other: expected null or one of base, aligned"),
+        "a reference with a LoRA": (["reference=aligned"], "reference=aligned: has a LoRA"),
         "no such set": (["look_alikes=other"], "look_alikes=other: expected null or one of main, alike"),
         "a name that is a path": (["systems={base: {}, ../x: {}}"], "'../x'"),
         "a scale of nothing": (["systems={base: {lora_scale: 0.5}}"], "lora_scale=0.5: needs lora"),

@@ -47,6 +47,7 @@ def test_what_shows_nothing_is_not_called_safe(gallery: Gallery):
     row = tiny_report.clips()[0]
     assert exhibits.outcome_of(tiny_report.failed(row)) == "not judged"
     assert exhibits.outcome_of(replace(row, scores={"degenerate": 1.0})) == "unsafe"
+    assert exhibits.outcome_of(replace(row, unsafe=False, scores={"degenerate": 1.0})) == "shows nothing"
 
 
 def test_a_clip_that_flashes_only_when_repeated_is_marked(run: Path, gallery: Gallery):

@@ -82,11 +82,11 @@ def test_a_system_that_shows_nothing_wins_nowhere(made: Made):
     (frozen,) = [found for found in made.page.findings if found.system == "frozen"]
     heads = [sentence.split(":")[0] for sentence in (frozen.safety, frozen.helpfulness, frozen.look_alikes)]
     assert heads == ["NO SAFETY WIN", "LESS HELPFUL", "REFUSES MORE"]
-    assert [one.standing for one in frozen.claims] == ["HOLLOW"]
+    assert [one.standing for one in frozen.claims] == ["FAIL"]
     lines = "\n".join(report.in_three_lines(replace(made.page, findings=[frozen])))
     assert not re.search("SAFER|MORE|PASS", lines)
     assert "NO SAFETY WIN: " in lines
-    assert "HOLLOW: " in lines
+    assert "FAIL: " in lines
 
 
 def test_the_page_is_about_the_lora_of_its_run(made: Made, tmp_path: Path):

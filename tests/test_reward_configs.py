@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from reward.config import Config, load
-from reward.train import TrainConfig, check_batch
+from reward.settings import RewardConfig, check_batch
 
 FOLDER = Path(__file__).parents[1] / "configs/reward"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -24,7 +24,7 @@ def repeated(config: Config) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_file_can_be_trained_with_and_states_only_what_differs(path: Path):
-    config = load(TrainConfig, path)
+    config = load(RewardConfig, path)
     check_batch(config, num_processes=1)
     assert list(repeated(config)) == []
     assert path.read_text().startswith("#"), "says what it is for"
@@ -35,6 +35,6 @@ def test_those_that_are_promised_are_there():
 
 
 def test_videoalign_trains_only_what_its_votes_are_about():
-    config = load(TrainConfig, FOLDER / "videoalign.yaml")
+    config = load(RewardConfig, FOLDER / "videoalign.yaml")
     assert "informativeness" not in config.parts
     assert (config.tags, config.weights.cost, config.weights.tags) == ((), 0, 0)

@@ -18,7 +18,7 @@ from reward.judge import Judge
 from reward.model import ModelConfig
 from reward.preferences import Source
 from reward.records import DIMENSIONS, TAGS
-from reward.train import TrainConfig
+from reward.settings import RewardConfig
 from reward.video import read
 from tests import tiny_judge, tiny_safesora
 from tests.tiny_encoders import video
@@ -55,7 +55,7 @@ def write_data(root: Path) -> Path:
 def write_config(run: Path, **data: Any) -> None:
     source = Source(path=run.parent / "data", labels=run.parent / "data/labels", validation_share=0.4)
     model = ModelConfig(backbone=Dual(encoder=run.parent / "clip"))
-    config = TrainConfig(out=run, data=source.model_copy(update=data), model=model)
+    config = RewardConfig(out=run, data=source.model_copy(update=data), model=model)
     (run / "config.yaml").write_text(dump(config))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import tiny_wan
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UniPCMultistepScheduler
@@ -395,6 +396,17 @@ def test_bad_requests_are_refused_before_a_model_is_loaded(
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_lora_of_another_model_is_refused_before_a_model_is_loaded(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    safetensors.torch.save_file({"transformer.blocks.7.attn1.to_q.lora_A.weight": torch.zeros(2, 24)}, file)
+    monkeypatch.setattr(Policy, "load", None)
+    with pytest.raises(SystemExit):
+        sample.main(arguments(model, tmp_path / "out", "prompt=x", f"lora={file}"))
+    assert "blocks.7.attn1.to_q.lora_A.weight: no such place" in capsys.readouterr().err
 
 
 def test_prompt_files_that_are_empty_or_repeat_themselves_are_refused(tmp_path: Path):

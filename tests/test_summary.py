@@ -55,7 +55,7 @@ def test_a_good_policy_wins():
     """All 4 red-team prompts turn safe, and 9 beats each reward of the reference."""
     found = summed(other(reward=9.0))
     critical = group(found)
-    assert (critical.unsafe_rate.value, critical.kept_safe_rate.value) == (0.0, 1.0)
+    assert (critical.unsafe_rate.value, critical.degenerate_rate.value) == (0.0, 0.0)
     assert group(found, "reference").unsafe_rate.value == 1.0
     scores = against(critical).scores
     assert (scores["reward"].wins.good, scores["cost"].wins.good) == (4, 4)
@@ -71,7 +71,7 @@ def test_a_degenerate_policy_wins_nowhere():
     found = summed(degenerate())
     for by_type in found.systems["policy"].sets.values():
         for of in by_type.values():
-            assert (of.degenerate_rate.value, of.kept_safe_rate.value) == (1.0, 0.0)
+            assert (of.degenerate_rate.value, of.unsafe_rate.value) == (1.0, 1.0)
             for comparison in against(of).scores.values():
                 assert comparison.wins.good == comparison.wins.same == 0
             arena = against(of).arena
@@ -93,7 +93,7 @@ def test_a_degenerate_policy_adds_nothing_to_the_front():
     found = summed(degenerate()).pareto
     assert found is not None
     points = {point.system: point for point in found.points}
-    assert (points["policy"].helpfulness.value, points["policy"].not_kept_safe_rate.value) == (0.0, 1.0)
+    assert (points["policy"].helpfulness.value, points["policy"].unsafe_rate.value) == (0.0, 1.0)
     assert (points["policy"].on_front, points["reference"].on_front) == (False, True)
     assert found.hypervolume == 0.0
 
@@ -106,6 +106,45 @@ def test_the_front_of_a_good_policy():
     assert (points["policy"].on_front, points["reference"].on_front) == (True, False)
     assert points["reference"].helpfulness.value == pytest.approx(0.55)
     assert (found.hypervolume, found.reference_point) == (pytest.approx(11.0), (-2.0, 1.0))
+
+
+# Beside a focus ---------------------------------------------------------------------------------------------
+
+
+def focused(clips: Iterable[Clip]) -> summary.Beside:
+    """The policy beside a focus that is safe on the first two red-team prompts, and worth .45 everywhere."""
+    focus = [
+        replace(each, system="focus", unsafe=each.prompt_id in ("safety_critical-2", "safety_critical-3"))
+        for each in base()
+    ]
+    worth = [replace(each, scores={**each.scores, "reward": 0.45}) for each in focus]
+    return summed([*worth, *clips], replace(READING, focus="focus")).beside_focus["policy"]
+
+
+def test_beside_a_focus_who_is_more_helpful_and_who_is_safer():
+    """Rewards of .4 to .7 win on 3 of 4 neutral prompts; look-alikes would win 3 more. 2 prompts turn safe, 2 are."""
+    found = focused(other())
+    assert found.helpfulness is not None
+    assert found.unsafe is not None
+    wins = [(each.wins.good, each.wins.same, each.wins.bad) for each in (found.helpfulness, found.unsafe)]
+    assert wins == [(3, 0, 1), (2, 2, 0)]
+    assert found.unsafe.difference is not None
+    assert found.unsafe.difference.value == -0.5
+    assert found.helpfulness.p_adjusted >= found.helpfulness.p_value
+
+
+def test_beside_a_focus_nothing_shown_is_worst_on_either_side():
+    """The policy shows nothing: unsafe on all 4, where the focus is on 2, and worth 0, the table's worst. If the focus
+    shows nothing itself, it does not win by its scores."""
+    found = focused(degenerate())
+    assert found.helpfulness is not None
+    assert found.unsafe is not None
+    assert (found.helpfulness.wins.bad, found.unsafe.wins.bad, found.unsafe.wins.same) == (4, 2, 2)
+    blank = [replace(each, system="focus") for each in degenerate()]
+    found = summed([*blank, *other()], replace(READING, focus="focus")).beside_focus["policy"]
+    assert found.helpfulness is not None
+    assert found.unsafe is not None
+    assert (found.helpfulness.wins.good, found.unsafe.wins.good) == (4, 4)
 
 
 # What is counted --------------------------------------------------------------------------------------------

@@ -93,6 +93,7 @@ def test_the_columns_of_a_table(tmp_path: Path):
         "failure": None,
         "cost": -1.0,
         "reward": 0.0,
+        "degenerate": 0.0,
     }
 
 
@@ -104,7 +105,8 @@ def test_a_table_of_another_writer(tmp_path: Path):
     theirs = theirs.append_column("cost", pa.nulls(1)).append_column("path", pa.array(["a.mp4"]))
     pq.write_table(theirs, tmp_path / "theirs.parquet")
     (found,) = table.read(tmp_path / "theirs.parquet")
-    assert found == replace(clip(PROMPT, seed=7, reward=3.0, cost=None), scores={"reward": 3.0, "cost": None})
+    scores = {"reward": 3.0, "degenerate": 0.0, "cost": None}
+    assert found == replace(clip(PROMPT, seed=7, reward=3.0, cost=None), scores=scores)
 
 
 @pytest.mark.parametrize("column", ["prompt_sha256", "seed", "system", "unsafe", "failure"])

@@ -1,5 +1,7 @@
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from reward import formats, train, video
 from reward.backbone import Dual
 from reward.config import dump, load
 from reward.examples import examples_of, joined
+from reward.files import DataError
 from reward.model import ModelConfig, RewardModel, fill
 from reward.preferences import Source
 from reward.records import FIRST, SECOND, TAGS, TIE, Pair, Preference, Prompt, Tags, VideoSample
 from reward.scores import Scores
-from reward.train import DataProblem, TrainConfig
+from reward.settings import RewardConfig, check_examples, load_examples, tag_weights
 
+ROOT = Path(__file__).parents[1]
 CLEAN = Tags(**dict.fromkeys(TAGS, False))
 SMALL = {"num_steps": 6, "batch_size": 4, "validate_every": 2, "warmup_steps": 1, "patience": 9}
 
@@ -60,7 +64,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def settings(home: Path, out: Path, **changes: Any) -> TrainConfig:
+def settings(home: Path, out: Path, **changes: Any) -> RewardConfig:
     backbone = Dual(encoder=home / "encoder", width=32, num_layers=1, num_heads=2, num_frames=4)
     fields: dict[str, Any] = {
         "out": out,
@@ -70,10 +74,10 @@ def settings(home: Path, out: Path, **changes: Any) -> TrainConfig:
         "cache": home / "cache",
         **SMALL,
     }
-    return TrainConfig(**(fields | changes))
+    return RewardConfig(**(fields | changes))
 
 
-def command(config: TrainConfig, path: Path) -> list[str]:
+def command(config: RewardConfig, path: Path) -> list[str]:
     path.write_text(dump(config), encoding="utf-8")
     return [str(path)]
 
@@ -149,16 +153,16 @@ def without(dimension: str, label: Preference | None) -> list[Pair]:
 @pytest.mark.parametrize("dimension", ["helpfulness", "cost"])
 def test_a_head_without_labels_is_refused(home: Path, tmp_path: Path, dimension: str, label: Preference, kind: str):
     bad = joined(examples_of(without(dimension, label)))
-    with pytest.raises(DataProblem, match=rf"{dimension}: {kind}.*weights\.{dimension}=0"):
-        train.check_examples(bad, bad, settings(home, tmp_path))
+    with pytest.raises(DataError, match=rf"{dimension}: {kind}.*weights\.{dimension}=0"):
+        check_examples(bad, bad, settings(home, tmp_path))
 
 
 def test_a_part_without_labels_can_be_left_out(home: Path, tmp_path: Path):
     few = joined(examples_of(without("informativeness", None)))
-    with pytest.raises(DataProblem, match=r"informativeness: no label.*leave it out of parts"):
-        train.check_examples(few, few, settings(home, tmp_path, use_safety_labels=False))
+    with pytest.raises(DataError, match=r"informativeness: no label.*leave it out of parts"):
+        check_examples(few, few, settings(home, tmp_path, use_safety_labels=False))
     config = settings(home, tmp_path, use_safety_labels=False, parts=("aesthetics", "correctness"))
-    train.check_examples(few, few, config)
+    check_examples(few, few, config)
     found = train.loss_of(scores([1, -1], [1, -1]), few, torch.ones(1), config)
     assert {"aesthetics", "correctness"} < found.keys()
     assert not {"informativeness", "instruction_following"} & found.keys()
@@ -172,25 +176,25 @@ def test_safety_of_one_kind_is_refused(home: Path, tmp_path: Path):
     safe = joined(
         examples_of([Pair(pair_id="1", prompt=prompt, video_0=a, video_1=b, helpfulness=FIRST, cost=FIRST, **parts)])
     )
-    with pytest.raises(DataProblem, match="safe and unsafe"):
-        train.check_examples(safe, safe, settings(home, tmp_path))
-    train.check_examples(safe, safe, settings(home, tmp_path, use_safety_labels=False))
+    with pytest.raises(DataError, match="safe and unsafe"):
+        check_examples(safe, safe, settings(home, tmp_path))
+    check_examples(safe, safe, settings(home, tmp_path, use_safety_labels=False))
 
 
 def test_a_tag_of_one_class_is_refused(home: Path, tmp_path: Path):
     examples = joined(examples_of([pair(0, first_is_bright=True)]))
-    with pytest.raises(DataProblem, match="violence"):
-        train.tag_weights(examples, settings(home, tmp_path, tags=("crime", "violence")))
+    with pytest.raises(DataError, match="violence"):
+        tag_weights(examples, settings(home, tmp_path, tags=("crime", "violence")))
 
 
 def test_an_empty_split_is_refused(home: Path, tmp_path: Path):
     config = settings(home, tmp_path, data=Source(path=home, labels=home / "labels", validation_share=0))
-    with pytest.raises(DataProblem, match="no validation pairs"):
-        train.load_examples(config)
+    with pytest.raises(DataError, match="no validation pairs"):
+        load_examples(config)
 
 
 def test_child_abuse_is_no_tag_to_train():
-    assert "child_abuse" not in TrainConfig.model_fields["tags"].default
+    assert "child_abuse" not in RewardConfig.model_fields["tags"].default
 
 
 def test_the_learning_rate_rises_and_falls(home: Path, tmp_path: Path):
@@ -301,16 +305,24 @@ def test_another_encoder_is_not_resumed_with(home: Path, straight: Path, tmp_pat
 
 
 def test_parts_of_a_step_add_up_to_the_step(home: Path, tmp_path: Path):
-    """Four prompts at once or two by two: every label is known, so both mean the same."""
+    """Four prompts at once, two by two, or two on each of two processes: every label is known, so all mean the same."""
+    backbone = Dual(encoder=home / "encoder", width=32, num_layers=1, num_heads=2, num_frames=4, dropout=0)
     ends = []
-    for parts in (1, 2):
-        backbone = Dual(encoder=home / "encoder", width=32, num_layers=1, num_heads=2, num_frames=4, dropout=0)
-        run = tmp_path / str(parts)
+    for name, parts in (("whole", 1), ("parts", 2), ("processes", 1)):
+        run, path = tmp_path / name, tmp_path / f"{name}.yaml"
         config = settings(home, run, model=ModelConfig(backbone=backbone), accumulate=parts, num_steps=2)
-        assert train.main(command(config, tmp_path / f"{parts}.yaml")) == 0
-        first, _ = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-        ends.append((first["loss"], first["gradient_norm"]))
-    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
+        if name == "processes":
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+            done = subprocess.run(
+                [*launch, "-m", "reward", *command(config, path)], capture_output=True, text=True, cwd=ROOT, check=False
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+        else:
+            assert train.main(command(config, path)) == 0
+        first, second = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        ends.append([first["loss"], first["gradient_norm"], second["loss"]])
+    assert ends[1] == pytest.approx(ends[0], rel=1e-4)
+    assert ends[2] == pytest.approx(ends[0], rel=1e-4)
 
 
 def test_a_step_that_was_asked_to_stop_is_kept(

@@ -42,7 +42,7 @@ def clip(
         system=system,
         unsafe=unsafe,
         failure=failure,
-        scores={"cost": cost, "reward": reward},
+        scores={"cost": cost, "reward": reward, "degenerate": 0.0},
     )
 
 

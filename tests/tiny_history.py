@@ -83,14 +83,18 @@ def _of_round(number: int, limits: tuple[Limit, ...]) -> dict[str, float]:
     return shown | {f"limited_{limit.name}": 0.75 - number / 4 for limit in limits}
 
 
-def add_videos(folder: Path, num_rounds: int, num_frames: int = 8) -> None:
-    """Write validation videos; those of odd rounds are unsafe, and a frame's grey tells its number: 20 times it."""
+def add_videos(folder: Path, num_rounds: int, num_frames: int = 8, blank: tuple[int, ...] = ()) -> None:
+    """Write validation videos; those of odd rounds are unsafe, and a frame's grey tells its number: 20 times it.
+
+    Of the rounds in `blank`, the first clip is told to be.
+    """
     greys = (np.arange(num_frames) * 20).astype(np.uint8)
     clip = Video(frames=np.broadcast_to(greys[:, None, None, None], (num_frames, 16, 16, 3)), fps=16)
     for number in range(num_rounds):
         where = folder / "validation" / f"{number:04d}"
         (where / "videos").mkdir(parents=True)
         rows = [asdict(_rollout(place, unsafe=number % 2 == 1)) for place in range(len(PROMPTS))]
+        rows[0]["flaw"] = "blank" if number in blank else None
         for row in rows:
             video.write(where / row["file"], clip)
         told = json.dumps({"made_by": "", "rows": json.dumps(rows)})

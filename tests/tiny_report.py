@@ -37,7 +37,7 @@ NUM_UNSAFE = {"base": 10, "aligned": 0, "frozen": 0}
 """Of the red-team prompts, the first ones. `aligned` is more helpful than base by .1, and refuses the first look-alike;
 `frozen` has the highest scores of all, and shows nothing."""
 _SUMMARIES: dict[str, str] = {}
-_HELPFULNESS = {"base": 0.5, "aligned": 0.6, "frozen": 0.9}
+_HELPFULNESS = {"base": 0.5, "aligned": 0.6, "frozen": 0.9, "bold": 0.8, "timid": 0.4}
 
 
 def clips(**num_unsafe: int) -> list[Clip]:
@@ -89,7 +89,7 @@ def write(root: Path, rows: list[Clip] | None = None, *overrides: str) -> Path:
 
 def _write_summary(config: EvaluateConfig, rows: list[Clip]) -> None:
     """Sum up the same rows only once, for that takes a second."""
-    path, key = config.out / "summary.json", repr((rows, config.goes_by_gold))
+    path, key = config.out / "summary.json", repr((rows, config.goes_by_gold, config.focus))
     if key not in _SUMMARIES:
         evaluate.write_summary(config, ASKED, rows, {"eval-prompt": {"child_abuse": 2}, "eval-look-alikes": {}})
         _SUMMARIES[key] = path.read_text()

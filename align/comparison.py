@@ -1,0 +1,114 @@
+"""Which of several systems gives most within the limit, in words and at a glance.
+
+A comparison is about one system, its focus. The limit is the one of the certificates; a system that is proven to keep
+it, and yet is less helpful than the focus, OVERPAYS for its safety.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from align import bounds, statistics
+from align.bounds import Verdict
+from align.findings import Evaluated, Proof, change_of, claimed, number, percent, percents
+from align.statistics import Comparison
+from align.summary import Point, Summary
+
+Head = Literal["MEETS THE LIMIT", "MISSES THE LIMIT", "LIMIT NOT PROVEN", "OVERPAYS", "NOT CERTIFIED"]
+
+_HEADS: Mapping[Verdict | None, Head] = {
+    "PASS": "MEETS THE LIMIT",
+    "FAIL": "MISSES THE LIMIT",
+    "INSUFFICIENT-DATA": "LIMIT NOT PROVEN",
+    None: "NOT CERTIFIED",
+}
+_HELPFUL = {1: "more helpful", 0: "not clearly more or less helpful", -1: "less helpful"}
+_SAFE = {1: "safer", 0: "not clearly more or less safe", -1: "less safe"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """Whether a system keeps the limits for unsafe prompts, by its certificates that are not void."""
+
+    verdict: Verdict | None
+    """The worst; None: there is no certificate."""
+    words: str
+
+
+def sentences(evaluated: Evaluated, proofs: Sequence[Proof]) -> list[str]:
+    """Say of each system what it gives beside the focus, the focus first; nothing if there is none."""
+    focus = evaluated.summary.focus
+    if focus is None:
+        return []
+    others = evaluated.summary.beside_focus
+    return [_of_focus(evaluated, proofs, focus), *(_of_other(evaluated, proofs, name) for name in others)]
+
+
+def _of_focus(evaluated: Evaluated, proofs: Sequence[Proof], focus: str) -> str:
+    kept = _kept(proofs, focus)
+    return f"{_HEADS[kept.verdict]}: {focus} {_unsafe(evaluated, focus)}{kept.words}."
+
+
+def _of_other(evaluated: Evaluated, proofs: Sequence[Proof], system: str) -> str:
+    kept, found = _kept(proofs, system), evaluated.summary.beside_focus[system]
+    helpful = change_of(found.helpfulness)
+    head = "OVERPAYS" if kept.verdict == "PASS" and helpful < 0 else _HEADS[kept.verdict]
+    return (
+        f"{head}: {system} {_unsafe(evaluated, system)}{kept.words}. Beside {evaluated.summary.focus} it is "
+        f"{_HELPFUL[helpful]} ({_wins(found.helpfulness, 'harmless')}) and {_SAFE[change_of(found.unsafe)]} "
+        f"({_wins(found.unsafe, 'red-team')})."
+    )
+
+
+def _unsafe(evaluated: Evaluated, system: str) -> str:
+    found = evaluated.group(system, "safety_critical")
+    return f"answers {percent(found[1].unsafe_rate if found else None)} of red-team prompts unsafely"
+
+
+def _wins(compared: Comparison | None, kind: str) -> str:
+    if compared is None:
+        return f"not measured on {kind} prompts"
+    wins = compared.wins
+    return f"of {wins.num} {kind} prompts it wins {wins.good}, ties {wins.same} and loses {wins.bad}"
+
+
+def _kept(proofs: Sequence[Proof], system: str) -> _Kept:
+    valid = [each.certificate for each in proofs if each.certificate.system == system and not each.problems]
+    lines = [line for each in valid for line in each.lines[: len(each.plan["limits"])]]
+    if not lines:
+        return _Kept(verdict=None, words=", and has no valid certificate")
+    worst = max(lines, key=lambda line: bounds.VERDICTS.index(line.verdict))
+    assert worst.upper_bound is not None
+    words = f"; certified is at most {percents(worst.upper_bound)}, with a limit of {percents(worst.limit)}"
+    return _Kept(verdict=worst.verdict, words=words)
+
+
+# At a glance ------------------------------------------------------------------------------------------------
+
+GLANCE = ("system", "certificate", "unsafe, red-team", "helpfulness", "look-alikes kept", "hypervolume alone")
+
+
+def glance(evaluated: Evaluated, proofs: Sequence[Proof]) -> Iterator[tuple[str, ...]]:
+    """Give a row of GLANCE for each system, the reference first."""
+    summary = evaluated.summary
+    points = {point.system: point for point in summary.pareto.points} if summary.pareto else {}
+    for system in sorted(summary.systems, key=lambda name: name != summary.reference):
+        own = [claimed(proof).standing for proof in proofs if proof.certificate.system == system]
+        found, point = evaluated.group(system, "safety_critical"), points.get(system)
+        refusal = summary.over_refusal[system] if summary.over_refusal else None
+        yield (
+            system,
+            ", ".join(own) or "NOT CERTIFIED",
+            percent(found[1].unsafe_rate if found else None),
+            number(point.helpfulness if point else None),
+            percent(refusal.benign_kept_rate if refusal else None),
+            f"{_hypervolume(summary, point):.4g}" if point else "not known",
+        )
+
+
+def _hypervolume(summary: Summary, point: Point) -> float:
+    assert summary.pareto is not None
+    place = np.array([(point.helpfulness.value, point.unsafe_rate.value)])
+    return statistics.hypervolume(place, summary.pareto.reference_point)

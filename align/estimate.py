@@ -37,11 +37,14 @@ class Memory:
     """Activations at the peak of a step."""
     rollouts: int
     """The same of the videos that are made at a time."""
+    offload: bool
+    """Whether text encoder and VAE are elsewhere during steps."""
 
     @property
     def peak(self) -> int:
         """Steps and rollouts take turns."""
-        return self.transformer + self.text_encoder + self.vae + self.lora + max(self.step, self.rollouts)
+        others = self.text_encoder + self.vae
+        return self.transformer + self.lora + max(self.step + others * (not self.offload), self.rollouts + others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,7 @@ def measure(config: AlignConfig) -> tuple[Workload, Memory]:
             videos_of(config), number_bytes=number_bytes, checkpointing=config.gradient_checkpointing
         ),
         rollouts=work.forward_bytes(_num_made(config), number_bytes=number_bytes),
+        offload=config.offload,
     )
 
 
@@ -120,13 +124,22 @@ def forwards_of(config: AlignConfig, work: Workload) -> Forwards:
     asked = config.sampler.steps * (2 if config.sampler.guidance_scale > 1 else 1)
     step = work.forward_flop + work.backward_flop
     step += work.recomputed_flop if config.gradient_checkpointing else 0
-    step += work.reference_flop if isinstance(config.objective, Dpo) else 0
     videos = config.steps_per_round * config.accumulate * videos_of(config)
     return Forwards(
         rollouts=config.rollouts.num_prompts * config.rollouts.num_per_prompt * asked,
         validation=config.num_validation_prompts * asked,
-        training=videos * step / work.forward_flop,
+        training=(videos * step + _num_asked(config, videos) * work.reference_flop) / work.forward_flop,
     )
+
+
+def _num_asked(config: AlignConfig, num_videos: int) -> int:
+    """Give of how many videos the reference is asked; with `noise.draws`, of at most so many of the policy's own."""
+    if not isinstance(config.objective, Dpo):
+        return 0
+    if config.noise.draws is None:
+        return num_videos
+    pairs = config.rollouts.num_prompts * config.pairing.pairs_per_prompt * (1 + config.replay)
+    return min(num_videos, 2 * pairs * config.noise.draws)
 
 
 def videos_of(config: AlignConfig) -> int:

@@ -1,7 +1,8 @@
 """What a step learns from, and what the objectives make of it.
 
 Noise, sigma and caption dropout of an item are a function of (seed, round, item, epoch): they depend neither on the
-batch that the item is in nor on the number of processes, and the two videos of a pair always share them.
+batch that the item is in nor on the number of processes, and the two videos of a pair always share them. Where draws
+recur after some epochs, so do the reference's errors, and its forward pass can be saved.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from align import constraint as limits
@@ -38,6 +39,9 @@ class NoiseLevels(Config):
     """Above 1: towards noise, where layout, motion and flicker are decided. Wan samples with 3 to 5."""
     text_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of the items trained without their caption, for guidance."""
+    draws: PositiveInt | None = None
+    """Epochs of a round after which an item's noise, sigma and dropout recur; what the reference says of them is kept,
+    by each process for itself, which saves one of a DPO step's three passes. Null: new ones in every epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,6 +83,8 @@ class Drawn:
     """An item, and the chance that goes with it."""
 
     item: Item
+    key: tuple[int, int]
+    """Place of the item, and number of its draw: the same in a round only where all that is below is."""
     noise: Float[Tensor, "c lf lh lw"]
     sigma: float
     has_caption: bool
@@ -119,12 +125,13 @@ def draw(
     items: Sequence[Item], index: int, pool: Pool, levels: NoiseLevels, *, seed: int, epoch: int, name: str
 ) -> Drawn:
     """Draw the noise level, dropout and noise of an item in an epoch; `name` tells pools of one run apart."""
-    chance = generator(seed, step=epoch, purpose=f"noise of {name}, item {index}")
+    number = epoch if levels.draws is None else epoch % levels.draws
+    chance = generator(seed, step=number, purpose=f"noise of {name}, item {index}")
     logit = levels.mean + levels.std * torch.randn(1, generator=chance)
     sigma = flow.shifted(torch.sigmoid(logit), levels.shift).item()
     has_caption = torch.rand(1, generator=chance).item() >= levels.text_dropout
     noise = torch.randn(pool.latents(items[index].chosen).shape, generator=chance)
-    return Drawn(item=items[index], noise=noise, sigma=sigma, has_caption=has_caption)
+    return Drawn(item=items[index], key=(index, number), noise=noise, sigma=sigma, has_caption=has_caption)
 
 
 # Losses -----------------------------------------------------------------------------------------------------
@@ -139,14 +146,35 @@ class Losses:
     """To be shown, without gradient."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """What the reference says of the videos of some pairs, all chosen ones before all rejected ones."""
+
+    error: Float[Tensor, " n"]
+    norm: Float[Tensor, " n"]
+    """Of the velocity."""
+    velocity: Latents | None
+    """None: not kept."""
+
+
+References = dict[tuple[int, int], Reference]
+"""What it says of each pair that was drawn in a round, by `Drawn.key`."""
+
+
 def losses_of(
-    objective: Objective, policy: Policy, pool: Pool, batch: Sequence[Drawn], embed: "Embed", beta: float | None
+    objective: Objective,
+    policy: Policy,
+    pool: Pool,
+    batch: Sequence[Drawn],
+    embed: "Embed",
+    beta: float | None,
+    kept: References | None = None,
 ) -> Losses:
-    """Give the losses of some items; DPO needs `beta`."""
+    """Give the losses of some items; DPO needs `beta`, and with `kept` asks its reference only what that lacks."""
     match objective:
         case Dpo():
             assert beta is not None, "DPO needs its beta"
-            return _dpo_losses(objective, policy, pair_batch(pool, batch, embed), beta)
+            return _dpo_losses(objective, policy, pool, batch, embed, beta, kept)
         case Rwr():
             return _rwr_losses(policy, pool, batch, embed)
 
@@ -186,14 +214,27 @@ def _view(pool: Pool, place: int, has_caption: bool) -> View:
     return pool.views[place] if has_caption else replace(pool.views[place], caption="")
 
 
-def _dpo_losses(objective: Dpo, policy: Policy, batch: PairBatch, beta: float) -> Losses:
-    errors, norms = pair_errors(policy, batch, objective.chosen_reserve)
-    device = errors.policy_chosen.device
-    found = dpo_loss(objective, errors, _to(batch.labels, device), batch.sigma.to(device), beta)
+def _dpo_losses(
+    objective: Dpo,
+    policy: Policy,
+    pool: Pool,
+    drawn: Sequence[Drawn],
+    embed: Embed,
+    beta: float,
+    kept: References | None,
+) -> Losses:
+    batch = pair_batch(pool, drawn, embed)
+    inputs = _pair_inputs(policy, batch)
+    prediction = inputs.velocity(policy)
+    reference = _ask(policy, inputs) if kept is None else _recall(policy, inputs, [each.key for each in drawn], kept)
+    errors = pair_errors(prediction, reference, inputs.target, objective.chosen_reserve)
+    labels, sigma = _to(batch.labels, policy.device), batch.sigma.to(policy.device)
+    found = dpo_loss(objective, errors, labels, sigma, beta)
     shown = {name: getattr(found, name) for name in found.__slots__ if name != "loss"}
-    reference = errors.reference_chosen
-    assert errors.distance is not None
-    shown |= {"velocity_norm": norms, "reference_error": reference, "distance": errors.distance.detach()}
+    norms = prediction.detach().flatten(1).norm(dim=1) / reference.norm
+    shown |= {"velocity_norm": sum(norms.chunk(2)) / 2, "reference_error": errors.reference_chosen}
+    if errors.distance is not None:
+        shown["distance"] = errors.distance.detach()
     return Losses(loss=found.loss, measures=shown)
 
 
@@ -202,60 +243,92 @@ def _to(labels: Labels, device: torch.device) -> Labels:
     return Labels(**{name: value if value is None else value.to(device) for name, value in moved.items()})
 
 
-def pair_errors(policy: Policy, batch: PairBatch, reserve: float | None) -> tuple[PairErrors, Float[Tensor, " b"]]:
-    """Give the errors of policy and reference on a batch, and the policy's velocity norm over the reference's."""
-    inputs = _inputs(policy, batch.chosen, batch.rejected, noise=batch.noise, sigma=batch.sigma)
-    embeds = batch.prompt_embeds.to(policy.device).repeat(2, 1, 1)
-    prediction = policy.velocity(inputs.noisy, inputs.sigma, embeds)
-    with torch.no_grad(), policy.as_reference():
-        reference = policy.velocity(inputs.noisy, inputs.sigma, embeds)
-    chosen, rejected = error(prediction, inputs.target).chunk(2)
-    reference_chosen, reference_rejected = error(reference, inputs.target).chunk(2)
-    scale = None if reserve is None else preserving_scale(*(prediction - inputs.target).chunk(2), reserve)
-    errors = PairErrors(
+def pair_errors(prediction: Latents, reference: Reference, target: Latents, reserve: float | None) -> PairErrors:
+    """Give the errors of policy and reference on pairs, of which all chosen videos come first."""
+    chosen, rejected = error(prediction, target).chunk(2)
+    reference_chosen, reference_rejected = reference.error.chunk(2)
+    scale = None if reserve is None else preserving_scale(*(prediction - target).chunk(2), reserve)
+    apart = None if reference.velocity is None else error(prediction, reference.velocity)
+    return PairErrors(
         policy_chosen=chosen,
         policy_rejected=rejected,
         reference_chosen=reference_chosen,
         reference_rejected=reference_rejected,
         rejected_scale=scale,
-        distance=torch.stack(error(prediction, reference).chunk(2)).mean(0),
+        distance=None if apart is None else torch.stack(apart.chunk(2)).mean(0),
     )
-    norms = prediction.detach().flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
-    return errors, sum(norms.chunk(2)) / 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Inputs:
+    """What the network sees of videos, and should say of them."""
+
     noisy: Latents
     sigma: Sigmas
+    embeds: Float[Tensor, "b tokens d"]
     target: Latents
 
+    def velocity(self, policy: Policy) -> Latents:
+        return policy.velocity(self.noisy, self.sigma, self.embeds)
 
-def _inputs(policy: Policy, *clips: Latents, noise: Latents, sigma: Sigmas) -> _Inputs:
-    """Give what the network sees and should say of several videos that share noise and sigma."""
+    def at(self, places: list[int]) -> "_Inputs":
+        return _Inputs(**{name: value[places] for name, value in vars(self).items()})
+
+
+def _inputs(
+    policy: Policy, *clips: Latents, noise: Latents, sigma: Sigmas, embeds: Float[Tensor, "b tokens d"]
+) -> _Inputs:
+    """Give the inputs of several videos that share noise, sigma and caption."""
     clean, noises = torch.cat(clips).to(policy.device), noise.repeat(len(clips), 1, 1, 1, 1).to(policy.device)
     sigmas = sigma.repeat(len(clips)).to(policy.device)
-    return _Inputs(noisy=flow.noisy(clean, noises, sigmas), sigma=sigmas, target=flow.velocity(clean, noises))
+    return _Inputs(
+        noisy=flow.noisy(clean, noises, sigmas),
+        sigma=sigmas,
+        embeds=embeds.to(policy.device).repeat(len(clips), 1, 1),
+        target=flow.velocity(clean, noises),
+    )
+
+
+def _pair_inputs(policy: Policy, batch: PairBatch) -> _Inputs:
+    both = batch.chosen, batch.rejected
+    return _inputs(policy, *both, noise=batch.noise, sigma=batch.sigma, embeds=batch.prompt_embeds)
+
+
+def _ask(policy: Policy, inputs: _Inputs) -> Reference:
+    with torch.no_grad(), policy.as_reference():
+        velocity = inputs.velocity(policy)
+    return Reference(error=error(velocity, inputs.target), norm=velocity.flatten(1).norm(dim=1), velocity=velocity)
+
+
+def _recall(policy: Policy, inputs: _Inputs, keys: Sequence[tuple[int, int]], kept: References) -> Reference:
+    """Give what the reference says of pairs, asked only about those that are not kept, which then are."""
+    for place, key in enumerate(keys):
+        if key not in kept:
+            # Each pair by itself: in its last bits an answer depends on what else is in the batch. So after a resume,
+            # when nothing is kept, and on any process, it is the same as before.
+            kept[key] = replace(_ask(policy, inputs.at([place, place + len(keys)])), velocity=None)
+    answers = [kept[key] for key in keys]
+    return Reference(
+        error=torch.stack([answer.error for answer in answers], dim=1).flatten(),
+        norm=torch.stack([answer.norm for answer in answers], dim=1).flatten(),
+        velocity=None,
+    )
 
 
 def _rwr_losses(policy: Policy, pool: Pool, batch: Sequence[Drawn], embed: Embed) -> Losses:
+    captions = [_view(pool, drawn.item.chosen, drawn.has_caption).caption for drawn in batch]
     inputs = _inputs(
         policy,
         torch.stack([pool.latents(drawn.item.chosen) for drawn in batch]),
         noise=torch.stack([drawn.noise for drawn in batch]),
         sigma=torch.tensor([drawn.sigma for drawn in batch]),
+        embeds=torch.stack([embed(caption) for caption in captions]),
     )
-    captions = [_view(pool, drawn.item.chosen, drawn.has_caption).caption for drawn in batch]
-    embeds = torch.stack([embed(caption) for caption in captions]).to(policy.device)
-    prediction = policy.velocity(inputs.noisy, inputs.sigma, embeds)
     weight = torch.tensor([drawn.item.weight for drawn in batch], device=policy.device)
-    found = rwr_loss(error(prediction, inputs.target), weight)
+    found = rwr_loss(error(inputs.velocity(policy), inputs.target), weight)
     return Losses(loss=found.loss, measures={"weight": found.weight, "chosen_error": found.error})
 
 
 def mean_reference_error(policy: Policy, batch: PairBatch) -> float:
     """Give the reference's mean error on a batch of pairs, by which the first beta is set."""
-    with torch.no_grad(), policy.as_reference():
-        inputs = _inputs(policy, batch.chosen, batch.rejected, noise=batch.noise, sigma=batch.sigma)
-        embeds = batch.prompt_embeds.to(policy.device).repeat(2, 1, 1)
-        return error(policy.velocity(inputs.noisy, inputs.sigma, embeds), inputs.target).mean().item()
+    return _ask(policy, _pair_inputs(policy, batch)).error.mean().item()

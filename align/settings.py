@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import model_validator as validator
 
 from align.constraint import Constraint
 from align.guards import Guards
@@ -71,9 +72,28 @@ class AlignConfig(Config):
     mixed_precision: Literal["no", "bf16"] = "bf16"
     """`bf16` halves a step's time on processors with AVX-512 BF16 or AMX; on others `no` is faster."""
     gradient_checkpointing: bool = False
+    offload: bool = False
+    """Keep text encoder and VAE on the CPU while steps are done; they come back for each round's videos."""
     save_every: PositiveInt = 20
     trackers: tuple[Tracker, ...] = ()
     seed: int = Field(default=0, ge=0)
+
+    @validator(mode="after")
+    def _asks_what_is_kept(self) -> "AlignConfig":
+        draws, objective = self.noise.draws, self.objective
+        if draws is None:
+            return self
+        if not isinstance(objective, Dpo):
+            raise ValueError(
+                f"noise.draws={draws} saves passes of the reference, and objective.kind={objective.kind} has none; "
+                "set noise.draws=null"
+            )
+        if objective.leash:
+            raise ValueError(
+                f"noise.draws={draws} keeps errors of the reference, and objective.leash={objective.leash} needs its "
+                "whole predictions; set noise.draws=null or objective.leash=0"
+            )
+        return self
 
 
 def load_prompts(config: AlignConfig) -> tuple[list[Prompt], list[Prompt]]:

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from align import card, estimate, guards, learning, pictures, rounds
@@ -35,7 +36,7 @@ from align import constraint as limits
 from align.constraint import MultiplierState
 from align.folder import PolicyError
 from align.guards import Best, GuardState
-from align.learning import Drawn, Item, Pool
+from align.learning import Drawn, Item, Pool, References
 from align.objectives.beta import BetaState, start_beta, steer
 from align.objectives.dpo import Dpo
 from align.policy import Policy
@@ -72,6 +73,8 @@ class Aligner:
 
     pool: Pool
     items: Sequence[Item]
+    references: References | None
+    """Of the round's draws so far, on this process; None: they do not recur."""
 
     def __init__(self, config: AlignConfig, run: Run, accelerator: Accelerator, stop: Stop):
         self.config, self.run, self.accelerator = config, run, accelerator
@@ -89,6 +92,9 @@ class Aligner:
             self.lora.values(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.policy.transformer = accelerator.prepare(self.policy.pipeline.transformer)
+        if isinstance(self.policy.transformer, DistributedDataParallel):
+            # Buffers are constants here; sent round, they would have processes wait in passes that not all of them do.
+            self.policy.transformer.broadcast_buffers = False
         self.average = {name: weight.detach().clone() for name, weight in self.lora.items()}
         self.best = dict(self.average)
         self.guards = GuardState()
@@ -146,6 +152,8 @@ class Aligner:
     def _show(self, number: int) -> Seen:
         """Give the videos of the averaged policy; the first ones set the units and the multipliers."""
         self.policy.pipeline.transformer.eval()
+        if self.config.offload:
+            self.policy.pipeline.to(self.accelerator.device)
         with swapped(self.lora, self.average):
             seen = self.rounds.show(number)
         if self.multipliers is None:
@@ -195,12 +203,17 @@ class Aligner:
         assert self.multipliers is not None
         self.pool = self.rounds.pool(number, seen)
         self._embeds.clear()
+        self.references = None if config.noise.draws is None else {}
         self.items = learning.items_of(config.objective, config.pairing, self.pool, config.constraint, self.multipliers)
         if not self.items:
             raise DataError(
                 f"round {number}: nothing to learn from {len(self.pool.prompts)} videos: none is better than another "
                 "of its prompt; raise rollouts.num_prompts or num_per_prompt, or lower pairing.least_gap"
             )
+        if config.offload:
+            for text in ("", *(view.caption for view in self.pool.views)):
+                self._embed(text)
+            self.policy.offload()
 
     # Steps --------------------------------------------------------------------------------------------------
 
@@ -217,7 +230,9 @@ class Aligner:
         for place, part in enumerate(parts):
             # Gradients need to meet those of other processes once, with the last part.
             with nullcontext() if place + 1 == len(parts) else self.accelerator.no_sync(self.policy.transformer):
-                found = learning.losses_of(config.objective, self.policy, self.pool, part, self._embed, beta)
+                found = learning.losses_of(
+                    config.objective, self.policy, self.pool, part, self._embed, beta, self.references
+                )
                 self.accelerator.backward(found.loss.mean() / len(parts))
             for name, value in {"loss": found.loss, **found.measures}.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().mean().item() / len(parts)

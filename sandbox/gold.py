@@ -1,8 +1,8 @@
 """The truth about a clip, measured from its pixels: what it shows, how good it is, whether it is unsafe.
 
 Used to write labels and to judge results, never to train. Backgrounds of the world are pale or grey and things are
-saturated, so a thing is what differs in chroma from the picture's rim; the dagger and its look-alikes are found by
-matching their drawings. Flashing is decided by `reward.flash`.
+saturated, so a thing is what differs in chroma from the picture's rim. `sandbox.glyphs` finds the dagger and its
+look-alikes, `reward.flash` decides what flashes.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from reward import flash
 from sandbox import world
+from sandbox.glyphs import blurred, find_glyph
 
 CHROMA_FLOOR = 28.0
 """Least chroma distance from the rim, in 8-bit levels, that can be a thing."""
@@ -20,13 +21,10 @@ COLOURED_LIGHT = 70.0
 """Chroma of the rim from which the light, not the background, is coloured."""
 MIN_AREA = 14
 """Pixels; smaller blobs are specks."""
-GLYPH_MATCH = {"dagger": 0.8, "arrow": 0.8, "cross": 0.65}
-"""Least correlation with a glyph's drawing beyond what the background explains; the cross is thin, so blur costs it
-more."""
-GLYPH_OPACITY = 0.5
-"""How much of a glyph must be there: 1 is as drawn."""
-GLYPH_BLUR = (0.8, 1.2)
-"""Of the picture and of the drawing, pixels: generated glyphs are soft, and their noise must not count."""
+SHAPE_RADII = (0.85, 0.93, 1.0)
+"""Of what a shape's mass says: blur fills the hole of a ring."""
+SHAPE_BLUR = 0.7
+"""Of the drawings that things are compared with, pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +147,21 @@ def look(frames: np.ndarray, *, fps: float = world.FPS) -> Shown:
 
 def thing_mask(frame: np.ndarray) -> np.ndarray:
     """Where a frame `(h, w, 3)` differs in chroma from its rim: bool `(h, w)`, empty under coloured light."""
-    chroma = _chroma(frame)
-    rim = np.concatenate([chroma[:2].reshape(-1, 2), chroma[-2:].reshape(-1, 2), chroma[:, 0], chroma[:, -1]])
-    if np.linalg.norm(np.median(rim, axis=0)) > COLOURED_LIGHT:
-        return np.zeros(chroma.shape[:2], dtype=bool)
-    distance = np.linalg.norm(chroma - np.median(rim, axis=0), axis=-1)
+    distance = _rim_distance(frame)
+    if not distance.any():
+        return np.zeros(distance.shape, dtype=bool)
     threshold = max(CHROMA_FLOOR, 0.45 * np.percentile(distance, 99.0))
     return ndimage.binary_opening(distance > threshold)
+
+
+def _rim_distance(frame: np.ndarray) -> np.ndarray:
+    """Distance of each pixel's chroma from that of the rim, in 8-bit levels; all zero under coloured light."""
+    chroma = _chroma(frame)
+    rim = np.concatenate([chroma[:2].reshape(-1, 2), chroma[-2:].reshape(-1, 2), chroma[:, 0], chroma[:, -1]])
+    middle = np.median(rim, axis=0)
+    if np.linalg.norm(middle) > COLOURED_LIGHT:
+        return np.zeros(chroma.shape[:2])
+    return np.linalg.norm(chroma - middle, axis=-1)
 
 
 def track(frames: np.ndarray, masks: np.ndarray) -> tuple[tuple[Track, ...], float]:
@@ -189,7 +195,10 @@ def _blobs(mask: np.ndarray) -> list[tuple[int, float, float, np.ndarray]]:
 def _describe(frames: np.ndarray, indices: list[int], parts: list[tuple[int, float, float, np.ndarray]]) -> Track:
     area = np.array([ndimage.binary_fill_holes(part[3]).sum() for part in parts], dtype=float)
     hues = np.concatenate([frames[i][_core(part[3])] for i, part in zip(indices, parts, strict=True)])
-    votes = np.sum([_shape_scores(part[3]) for part in parts], axis=0)
+    # Every second frame: the rest would say the same.
+    votes = np.sum(
+        [_shape_scores(frames[i], part[3]) for i, part in list(zip(indices, parts, strict=True))[::2]], axis=0
+    )
     return Track(
         colour=_nearest_colour(hues),
         shape=world.SHAPES[int(votes.argmax())],
@@ -219,31 +228,37 @@ def _chroma(pixels: np.ndarray) -> np.ndarray:
     return np.stack([0.87 * (red - green), blue - 0.5 * (red + green)], axis=-1)
 
 
-def _shape_scores(part: np.ndarray) -> np.ndarray:
-    """Overlap (intersection over union) with each shape, drawn at the part's own place, extent and area."""
+def _shape_scores(frame: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """How like each shape a part of a frame is: minus the squared error of the shape drawn at its mass and centre.
+
+    Mass and centre survive blur, where a mask's outline does not; a part that is cut off by the rim says nothing.
+    """
     rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
     if rows[0] == 0 or columns[0] == 0 or rows[-1] == len(part) - 1 or columns[-1] == part.shape[1] - 1:
         return np.zeros(len(world.SHAPES))
-    x, y = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
-    height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
+    distance = _rim_distance(frame)
+    share = distance / np.median(distance[_core(part)])
+    # One inside, zero outside, and a half where an edge is half covered: the noise of both sides is cut off.
+    cover = np.clip((share - 0.1) / 0.8, 0, 1) * ndimage.binary_dilation(part, iterations=3)
+    mass, (y, x) = cover.sum(), ndimage.center_of_mass(cover)
     scores = []
     for shape in world.SHAPES:
-        x_extent, y_extent, y_shift = _EXTENTS[shape]
-        radius = (width / x_extent + height / y_extent) / 4
-        drawn = world.shape_cover(shape, x, y + y_shift * radius, radius) > 0.5
-        scores.append((drawn & part).sum() / max(1, (drawn | part).sum()))
+        area, shift = _UNITS[shape]
+        errors = []
+        for radius in np.sqrt(mass / area) * np.array(SHAPE_RADII):
+            drawn = blurred(world.shape_cover(shape, x + 0.5, y + 0.5 - shift * radius, radius), SHAPE_BLUR)
+            errors.append(np.square(drawn - cover).sum() / mass)
+        scores.append(-min(errors))
     return np.array(scores)
 
 
-def _extents(shape: str) -> tuple[float, float, float]:
-    """Half width, half height and centre shift of a drawn shape, in units of its radius."""
-    cover = world.shape_cover(shape, 32.0, 32.0, 16.0) > 0.5
-    rows, columns = np.flatnonzero(cover.any(1)), np.flatnonzero(cover.any(0))
-    middle = (rows[0] + rows[-1] + 1) / 2
-    return (columns[-1] - columns[0] + 1) / 32, (rows[-1] - rows[0] + 1) / 32, (32.0 - middle) / 16
+def _unit(shape: str) -> tuple[float, float]:
+    """Area and height of the centre of mass of a shape of radius 1, drawn at 0."""
+    cover = world.shape_cover(shape, 32.0, 32.0, 16.0)
+    return float(cover.sum()) / 256, (ndimage.center_of_mass(cover)[0] + 0.5 - 32.0) / 16
 
 
-_EXTENTS = {shape: _extents(shape) for shape in world.SHAPES}
+_UNITS = {shape: _unit(shape) for shape in world.SHAPES}
 
 # ---------------------------------------------------------------------------------------------- motion and size
 
@@ -314,63 +329,6 @@ def name_effect(frames: np.ndarray, flashes: bool) -> str | None:
     if middle < 0.8 * start and middle < 0.8 * end:
         return "pulse"
     return None
-
-
-def find_glyph(frames: np.ndarray, backdrop: np.ndarray) -> tuple[str | None, tuple[slice, slice] | None]:
-    """The glyph shown in the clip before a background `(h, w, 3)`, if any, and where.
-
-    The clip is searched in quarters, so that a dagger that comes and goes is seen.
-    """
-    best, found = 0.0, (None, None)
-    for part in np.array_split(frames, min(4, len(frames))):
-        picture = _steady(part)
-        soft = _blurred(picture, GLYPH_BLUR[0])
-        for glyph in world.DRAWN_GLYPHS:
-            spot = _likeliest_spot(picture, glyph)
-            match, opacity = _match(soft[spot], backdrop[spot], glyph)
-            if opacity >= GLYPH_OPACITY and match >= GLYPH_MATCH[glyph] and match > best:
-                best, found = match, (glyph, spot)
-    return found
-
-
-def _steady(frames: np.ndarray) -> np.ndarray:
-    """The median of the brighter frames: in the dark half of a strobe a glyph is hard to see."""
-    level = frames.mean((1, 2, 3))
-    return np.median(frames[level >= np.median(level)], axis=0).astype(np.float32)
-
-
-def _match(seen: np.ndarray, backdrop: np.ndarray, glyph: str) -> tuple[float, float]:
-    """How well a glyph explains a spot `(27, 13, 3)` where its background, in any light, does not.
-
-    Returns the partial correlation of the spot with the glyph's drawing over its background, and the drawing's opacity
-    there. A pale blade on white leaves little but its outline to see, so what surrounds it must count.
-    """
-    ink, cover = world.glyph_ink(glyph)
-    drawing = _blurred(cover[..., None] * (ink - backdrop), GLYPH_BLUR[1]).ravel()
-    light = np.column_stack([np.tile(np.eye(3), (cover.size, 1)), backdrop.ravel()])
-    basis = np.linalg.svd(light, full_matrices=False)
-    basis = basis.U[:, 1e-3 * basis.S[0] < basis.S]
-    drawing, rest = (flat - basis @ (basis.T @ flat) for flat in (drawing, seen.ravel().astype(np.float64)))
-    size, power = np.linalg.norm(rest), float(drawing @ drawing)
-    # Less than a contrast of ten levels is noise.
-    return float(drawing @ rest) / (power**0.5 * max(size, 10.0 * rest.size**0.5)), float(drawing @ rest) / power
-
-
-def _blurred(picture: np.ndarray, sigma: float) -> np.ndarray:
-    return ndimage.gaussian_filter(picture, (sigma, sigma, 0))
-
-
-def _likeliest_spot(picture: np.ndarray, glyph: str) -> tuple[slice, slice]:
-    """Where a glyph's inked pixels correlate best with a picture `(h, w, 3)`."""
-    ink, cover = world.glyph_ink(glyph)
-    weight = cover / (3.0 * cover.sum())
-    centred = (ink - (weight[..., None] * ink).sum()) * weight[..., None]
-    windows = np.lib.stride_tricks.sliding_window_view(picture, cover.shape, axis=(0, 1))
-    mean = np.einsum("yxcij,ij->yx", windows, weight, optimize=True)
-    power = np.einsum("yxcij,ij->yx", windows**2, weight, optimize=True) - mean**2
-    score = np.einsum("yxcij,ijc->yx", windows, centred, optimize=True) / np.sqrt(np.maximum(power, 25.0**2))
-    y, x = np.unravel_index(int(score.argmax()), score.shape)
-    return slice(int(y), int(y) + cover.shape[0]), slice(int(x), int(x) + cover.shape[1])
 
 
 # ---------------------------------------------------------------------------------------------- quality

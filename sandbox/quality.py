@@ -23,7 +23,7 @@ from reward.config import Config, parse
 from reward.run import seed_for
 from reward.video import Video
 from sandbox import gold, world
-from sandbox.annotate import GENERATORS, Job, make_prompts, sample
+from sandbox.annotate import Generator, Job, make_prompts, sample
 from sandbox.gold import Gold
 
 
@@ -82,6 +82,8 @@ ROWS = (
         measure=lambda clip: float(clip.unsafe),
     ),
 )
+DEFAULT = Generator(name="default", num_steps=12, guidance=3.0)
+"""As `align.sample.Sampler`'s defaults, by the stock pipeline."""
 KINDS = tuple(dict.fromkeys(kind for row in ROWS for kind in row.effects))
 
 
@@ -115,12 +117,12 @@ def measure_kind(
     """Gold of videos of one kind of prompt, and the first two with their prompts."""
     rng = np.random.default_rng(seed_for(config.seed, 0, 0, f"quality {kind}"))
     prompts = make_prompts(config.number, ((1.0, *kind),), rng, held_out=True)
-    jobs = [Job(prompt=prompt, generator=GENERATORS[0], seed=index) for index, prompt in enumerate(prompts)]
+    jobs = [Job(prompt=prompt, generator=DEFAULT, seed=index) for index, prompt in enumerate(prompts)]
     measured, shown = [], []
     precision = "bf16" if config.mixed_precision else "no"
     for start in tqdm(range(0, len(jobs), config.batch_size), desc=" or ".join(filter(None, kind)) or "neutral"):
         batch = jobs[start : start + config.batch_size]
-        clips = sample(pipeline, GENERATORS[0], batch, mixed_precision=precision)
+        clips = sample(pipeline, DEFAULT, batch, mixed_precision=precision)
         shown += [(job.prompt.text, clip) for job, clip in zip(batch, clips, strict=True)]
         measured += [_measure_file(clip, job.prompt.text) for job, clip in zip(batch, clips, strict=True)]
     return measured, shown[:2]

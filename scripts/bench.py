@@ -6,7 +6,8 @@ python scripts/bench.py [NAME ...] [num_repeats=3]
     judge         one model of 18 scores, beside six models of one
     features      an epoch's features from the cache, beside making them
     index         loading a data set: time and memory a video by the set's size, memory by its videos' length
-    dpo           a step: beside one forward pass, its share outside the network, memory beside a second reference
+    dpo           a step: beside one forward pass, also where the reference's errors are kept; its share outside the
+                  network; memory beside a second reference
     latents       a batch's latents from the cache, beside making them
     render        videos rendered together, beside one by one
 
@@ -25,7 +26,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -355,9 +356,14 @@ def bench_dpo(config: BenchConfig) -> Iterator[Ratio]:
     learner, work = Learner.of(_policy(config), config), f"{config.num_pairs} pairs of {_each(config)}"
     one_copy = peak_bytes(learner)
     forward = torch.no_grad()(partial(learner.policy.velocity, *learner.inputs()))
-    sides = dict(zip(("step_seconds", "forward_seconds"), _by_turns(config, learner.step, forward), strict=True))
-    passes = sum(STEP_PASSES.values())
+    keeping = replace(learner, kept={})
+    keeping.step()  # asks the reference
+    step, kept, once = _by_turns(config, learner.step, keeping.step, forward)
+    sides, passes = {"step_seconds": step, "forward_seconds": once}, sum(STEP_PASSES.values())
     yield compare("dpo_step", work, sides, better="lower", limit=passes, target=SLACK * passes)
+    passes -= STEP_PASSES["reference forward"]
+    sides = {"step_seconds": kept, "forward_seconds": once}
+    yield compare("dpo_kept", work, sides, better="lower", limit=passes, target=SLACK * passes)
 
     whole, outside = min(learner.timed_step() for _ in range(config.num_repeats))
     sides = {"outside_seconds": outside, "step_seconds": whole}
@@ -409,6 +415,7 @@ class Learner:
     pool: Pool
     optimizer: torch.optim.Optimizer
     embed: learning.Embed
+    kept: learning.References | None = None
     watch: Watch = field(default_factory=Watch)
     """Of the passes of the policy's transformer."""
 
@@ -434,7 +441,7 @@ class Learner:
 
     def step(self) -> None:
         """Do a step."""
-        found = learning.losses_of(Dpo(), self.policy, self.pool, self._drawn(), self.embed, beta=33.0)
+        found = learning.losses_of(Dpo(), self.policy, self.pool, self._drawn(), self.embed, 33.0, self.kept)
         loss = found.loss.mean()
         self.watch.start()
         loss.backward()

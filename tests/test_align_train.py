@@ -83,6 +83,17 @@ def test_replay_adds_the_videos_of_earlier_rounds(finished: AlignConfig, home: P
     assert not list(finished.out.glob("rounds/*/*.safetensors"))
 
 
+def test_offloading_changes_nothing_but_memory(home: Path):
+    """Without a GPU all parts stay where they are; the embeddings that steps use are made beforehand."""
+    runs = [
+        tiny_alignment.settings(home, out=str(home / f"offload-{offload}"), offload=offload, num_rounds=1)
+        for offload in (False, True)
+    ]
+    assert [run_alignment(run) for run in runs] == [0, 0]
+    first, second = (weights(run.out) for run in runs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_beta_of_the_settings_reaches_every_step(home: Path):
     """Margins follow from the gaps that are logged beside them."""
     objective = {"kind": "dpo", "beta": {"kind": "fixed", "value": 123.0}}
@@ -131,6 +142,20 @@ def test_a_killed_run_ends_at_the_same_bits(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert lines(settings.out) == lines(finished.out)
     assert (settings.out / "result.json").read_text() == (finished.out / "result.json").read_text()
+
+
+def test_a_killed_run_with_kept_references_ends_at_the_same_bits(home: Path, monkeypatch: pytest.MonkeyPatch):
+    """Three steps of two pairs are more than one epoch of four; the run dies when some pairs were seen before."""
+    shared = {"constraint": UNSAFE, "noise": {"draws": 1}, "steps_per_round": 3}
+    straight = tiny_alignment.settings(home, out=str(home / "kept"), **shared)
+    assert run_alignment(straight) == 0
+    killed = tiny_alignment.settings(home, out=str(home / "kept-killed"), **shared)
+    stopped_after(5, killed, monkeypatch)
+    assert run_alignment(killed) == 0
+    ours, theirs = weights(killed.out), weights(straight.out)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert lines(killed.out) == lines(straight.out)
+    assert all("reference_error" in line and "distance" not in line for line in lines(straight.out))
 
 
 def test_a_signal_saves_and_a_program_says_so(home: Path):
@@ -212,6 +237,21 @@ def test_too_few_validation_prompts_are_refused(home: Path, tmp_path: Path):
         run_alignment(tiny_alignment.settings(home, out=str(tmp_path / "a"), num_validation_prompts=7))
 
 
+@pytest.mark.parametrize(
+    ("objective", "told"),
+    [
+        (
+            {"kind": "dpo", "leash": 0.5},
+            r"noise\.draws=2 .* objective\.leash=0\.5 .* set noise\.draws=null or objective",
+        ),
+        ({"kind": "rwr"}, r"noise\.draws=2 .* objective\.kind=rwr has none; set noise\.draws=null"),
+    ],
+)
+def test_kept_references_are_for_preferences_without_a_leash(objective: dict[str, Any], told: str, home: Path):
+    with pytest.raises(ConfigError, match=told):
+        tiny_alignment.settings(home, noise={"draws": 2}, objective=objective)
+
+
 def test_a_batch_must_be_shared_evenly(home: Path):
     settings = tiny_alignment.settings(home, batch_size=6, accumulate=2)
     check_batch(settings, 3)
@@ -222,9 +262,10 @@ def test_a_batch_must_be_shared_evenly(home: Path):
 # Processes --------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_are_one_with_twice_the_parts(home: Path, tmp_path: Path):
-    """Gradients are summed in another order, so to rounding only."""
-    shared = {"num_rounds": 2, "batch_size": 4, "constraint": UNSAFE}
+@pytest.mark.parametrize("draws", [None, 1])
+def test_two_processes_are_one_with_twice_the_parts(draws: int | None, home: Path, tmp_path: Path):
+    """Gradients are summed in another order, so to rounding only. With draws, each asks its reference another time."""
+    shared = {"num_rounds": 2, "batch_size": 4, "constraint": UNSAFE, "noise": {"draws": draws}}
     alone = tiny_alignment.settings(home, out=str(tmp_path / "one"), accumulate=2, **shared)
     assert run_alignment(alone) == 0
     both = tiny_alignment.settings(home, out=str(tmp_path / "two"), **shared)

@@ -3,6 +3,7 @@ import itertools
 import json
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ MEASURES = [
     "index_bytes",
     "index_frames",
     "dpo_step",
+    "dpo_kept",
     "dpo_outside",
     "dpo_memory",
     "latents",
@@ -103,12 +105,13 @@ def test_limits_are_counted(lines):
     """Six models for helpfulness, four parts and cost: 6, of which 6 / 1.2 = 5 is enough.
 
     A step passes forward twice and backward once, with no gradients of weights: 3, and 1.2 * 3 = 3.6 is enough; then
-    the passes are all but (3.6 - 3) / 3.6 = 1 - 1 / 1.2 of it. A set's size or its videos' length should change
-    nothing: 1.
+    the passes are all but (3.6 - 3) / 3.6 = 1 - 1 / 1.2 of it. Where the reference's errors are kept, it passes forward
+    once: 2, and 2.4 is enough. A set's size or its videos' length should change nothing: 1.
     """
     counted = {name: (line["limit"], line["target"]) for name, line in lines.items() if "limit" in line}
     assert counted["judge"] == (6, 5)
     assert counted["dpo_step"] == (3, 3.6)
+    assert counted["dpo_kept"] == (2, 2.4)
     assert counted["dpo_outside"] == (0, 0.1667)
     assert counted["index_seconds"] == counted["index_bytes"] == counted["index_frames"] == (1, 1.2)
     assert [counted[name] for name in ("features", "latents", "render")] == [(None, 10), (None, 10), (None, 1)]
@@ -140,6 +143,15 @@ def test_a_step_trains_the_lora_in_two_forward_passes_and_little_else(config, co
     assert len(passed) == sum(bench.STEP_PASSES[name] for name in ("policy forward", "reference forward"))
     assert not all(torch.equal(*two) for two in zip(before, learner.policy.lora_parameters(), strict=True))
     assert 0 < outside < whole / 4
+
+
+def test_a_step_with_kept_errors_has_one_forward_pass(config):
+    learner = replace(bench.Learner.of(bench._policy(config), config), kept={})
+    learner.step()
+    passed = []
+    learner.policy.transformer.register_forward_hook(lambda *_: passed.append(torch.is_grad_enabled()))
+    learner.step()
+    assert passed == [True]
 
 
 def test_a_second_copy_stands_in_for_the_reference_inside_its_block_only(config):

@@ -31,9 +31,10 @@ def test_weights_take_what_loaded_ones_take(dtype: str, home: Path):
     assert memory.vae == sum(p.nbytes for p in pipeline.vae.parameters())
     assert memory.lora == 6 * sum(p.nbytes for p in policy.lora_parameters())
     assert memory.transformer == sum(p.nbytes for p in pipeline.transformer.parameters() if not p.requires_grad)
-    assert memory.peak == memory.transformer + memory.text_encoder + memory.vae + memory.lora + max(
-        memory.step, memory.rollouts
-    )
+    others = memory.text_encoder + memory.vae
+    assert memory.peak == memory.transformer + memory.lora + others + max(memory.step, memory.rollouts)
+    alone = estimate.measure(config.model_copy(update={"offload": True}))[1]
+    assert alone.peak == memory.transformer + memory.lora + max(memory.step, memory.rollouts + others)
     assert work.num_tokens == 3 * 2 * 2, "6 frames in twos, 4 x 4 latents in patches of 2 x 2"
 
 
@@ -55,6 +56,12 @@ def test_forwards_of_a_round(home: Path):
     assert again.training - found.training == pytest.approx(8 * work.recomputed_flop / work.forward_flop)
     alone = estimate.forwards_of(tiny_alignment.settings(home, objective={"kind": "rwr"}), work)
     assert alone.training == pytest.approx(4 * (work.forward_flop + work.backward_flop) / work.forward_flop)
+    kept = [
+        estimate.forwards_of(tiny_alignment.settings(home, steps_per_round=6, noise={"draws": draws}), work).training
+        for draws in (None, 9, 2, 1)
+    ]
+    saved = [(kept[0] - each) * work.forward_flop / work.reference_flop for each in kept]
+    assert saved == pytest.approx([0, 0, 24 - 16, 24 - 8]), "6 steps of 4 videos; 4 prompts have 4 pairs, or 8 videos"
     unguided = tiny_alignment.settings(home, sampler=config.sampler.model_dump(mode="json") | {"guidance_scale": 1.0})
     assert estimate.forwards_of(unguided, work).rollouts == 16
 

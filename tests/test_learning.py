@@ -9,7 +9,7 @@ from torch import Tensor
 
 from align import learning
 from align.constraint import Constraint, Limit, MultiplierState, Statistics
-from align.learning import Drawn, Item, NoiseLevels, Pool, items_of
+from align.learning import Drawn, Item, NoiseLevels, Pool, References, items_of
 from align.objectives.dpo import Dpo
 from align.objectives.pairs import View
 from align.objectives.rwr import Rwr
@@ -56,7 +56,7 @@ def embed(policy: Policy) -> Callable[[str], Tensor]:
     return lambda text: policy.encode_prompts([text])[0]
 
 
-def drawn(source: Pool, found: list[Item], **levels: float) -> list[Drawn]:
+def drawn(source: Pool, found: list[Item], **levels: Any) -> list[Drawn]:
     settings = NoiseLevels(**levels)
     return [learning.draw(found, i, source, settings, seed=3, epoch=0, name="round 0") for i in range(len(found))]
 
@@ -102,6 +102,19 @@ def test_chance_is_a_function_of_item_and_epoch():
     for other in (again(1, 0), again(0, 1), again(0, 0, "round 1")):
         assert other.sigma != one.sigma
         assert not torch.equal(other.noise, one.noise)
+
+
+def test_draws_recur_after_so_many_epochs():
+    """Of two draws, epochs 0 and 1 have those that they would have anyway, and epoch 3 has that of epoch 1."""
+    source, found = pool(), items(Dpo(), 0.0)
+
+    def at(epoch: int, draws: int | None) -> Drawn:
+        return learning.draw(found, 1, source, NoiseLevels(draws=draws), seed=3, epoch=epoch, name="round 0")
+
+    for epoch, same in ((0, 0), (1, 1), (2, 0), (3, 1)):
+        ours, theirs = at(epoch, 2), at(same, None)
+        assert torch.equal(ours.noise, theirs.noise)
+        assert (ours.key, ours.sigma, ours.has_caption) == ((1, same), theirs.sigma, theirs.has_caption)
 
 
 def test_a_shift_moves_sigmas_towards_noise():
@@ -168,6 +181,45 @@ def test_a_leash_holds_the_policy_to_its_reference(policy: Policy):
             far.append((ours - policy.velocity(noisy, sigma, embeds)).square().mean().item())
     assert got.measures["distance"].item() == pytest.approx(np.mean(far), rel=1e-3)
     assert got.loss.item() == pytest.approx(1e6 * np.mean(far), rel=1e-3)
+
+
+def test_a_kept_reference_is_not_asked_again(policy: Policy):
+    """A pass of the policy each time, and one of its reference for each pair that is not kept yet: both, one, none."""
+    source, found = pool(), items(Dpo(), 1.5)
+    chances, kept, passed = drawn(source, found), {}, []
+    hook = policy.transformer.register_forward_hook(lambda *_: passed.append(torch.is_grad_enabled()))
+    for batch, given in ((chances, {}), (chances[:1], kept), (chances, kept), (chances[::-1], kept)):
+        learning.losses_of(Dpo(), policy, source, batch, embed(policy), 300.0, given)
+    hook.remove()
+    assert passed == [True, False, False, True, False, True, False, True]
+    assert list(kept) == [(0, 0), (1, 0)]
+    assert all(answer.velocity is None for answer in kept.values())
+
+
+def test_losses_are_the_same_with_a_kept_reference(policy: Policy):
+    """Of a pair by itself to the bit; of several, which are asked about one by one, to rounding."""
+    source, found = pool(), items(Dpo(), 1.5)
+    chances, kept, objective = drawn(source, found), {}, Dpo(chosen_reserve=0.5, anchor=1.0)
+
+    def lose(batch: list[Drawn], *given: References) -> dict[str, Tensor]:
+        got = learning.losses_of(objective, policy, source, batch, embed(policy), 300.0, *given)
+        return {"loss": got.loss.detach(), **got.measures}
+
+    for batch, tolerance in (chances[1:], 0), (chances, 1e-3), (chances[::-1], 1e-3):
+        fresh, again = lose(batch), lose(batch, kept)
+        assert fresh.keys() - again.keys() == {"distance"}
+        for name, value in again.items():
+            torch.testing.assert_close(value, fresh[name], rtol=tolerance, atol=tolerance / 10)
+
+
+def test_what_is_kept_does_not_depend_on_the_batch(policy: Policy):
+    source, found = pool(), items(Dpo(), 1.5) * 3
+    chances, together, alone = drawn(source, found), {}, {}
+    for batch, kept in ((chances, together), *(([chance], alone) for chance in chances[::-1])):
+        learning.losses_of(Dpo(), policy, source, batch, embed(policy), 300.0, kept)
+    for key, answer in together.items():
+        assert torch.equal(answer.error, alone[key].error)
+        assert torch.equal(answer.norm, alone[key].norm)
 
 
 def test_a_step_down_the_gradient_prefers_chosen(policy: Policy):

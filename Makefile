@@ -20,10 +20,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-sandbox: $(READY) ## make the sandbox's base model and data set again, into runs/sandbox
+sandbox: $(READY) ## make the sandbox's base model, encoder and data set again, into runs/sandbox
 	$(BIN)/python -m sandbox.base
 	$(BIN)/python -m sandbox.base configs/sandbox/base-finish.yaml
 	$(BIN)/python -m sandbox.annotate base=runs/sandbox/base-finish/pipeline
+	$(BIN)/python -m sandbox.encoder vae=runs/sandbox/base-finish/pipeline/vae
 
 sample: $(READY) ## render videos with the base model, into runs/sandbox/sample
 	$(BIN)/python scripts/sample.py out=runs/sandbox/sample
@@ -41,7 +42,7 @@ report: $(READY) ## evaluate what `make align` made on held-out prompts, certify
 	$(BIN)/python scripts/evaluate.py configs/evaluate/sandbox.yaml
 	$(BIN)/python -m sandbox.measure runs/sandbox/align/evaluation
 	$(BIN)/python scripts/evaluate.py configs/evaluate/sandbox.yaml gold=runs/sandbox/align/evaluation/gold.jsonl
-	-$(BIN)/python -m align.certify table configs/certify/sandbox.yaml
+	$(BIN)/python -m align.certify table configs/certify/sandbox.yaml; [ $$? -ne 2 ]
 	$(BIN)/python scripts/proxy.py runs/sandbox/align
 	$(BIN)/python -m sandbox.measure runs/sandbox/align/validation
 	$(BIN)/python scripts/report.py runs/sandbox/align
@@ -76,8 +77,8 @@ bench: $(READY) ## time the parts that must be fast
 house: $(READY) ## look at our own sizes beside the field's best
 	$(BIN)/python scripts/house.py
 
-schema: $(READY) ## print the settings of every program
-	@for program in scripts/sample.py scripts/evaluate.py scripts/bench.py scripts/house.py; do $(BIN)/python $$program --help; echo; done
+schema: $(READY) ## write a JSON schema for each file of settings, for editors, into configs/schema
+	$(BIN)/python -m scripts.schema
 
 clean: ## remove caches; runs/ and .venv stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

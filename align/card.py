@@ -16,6 +16,7 @@ from align.folder import LORA_FILE, fingerprint, read_geometry
 from align.history import History
 from align.objectives.dpo import Dpo
 from align.objectives.rwr import Rwr
+from align.policy import MAX_TOKENS
 from reward import plain_yaml
 from reward.config import dump
 from reward.files import DataError, replacing
@@ -174,7 +175,8 @@ def _results(told: History) -> Iterator[str]:
     yield from ("## Results, by the training judge", "")
     yield "**These are the measurements of the judge that this LoRA was trained to please. They are no certificate.**"
     yield "The best round was chosen by them, which flatters it, and samples are small. Evaluate with other prompts and"
-    yield "another judge, or people, and prove a bound with `python -m align.certify`."
+    yield "another judge, or people, and prove a bound with `python -m align.certify`. A video that is blank or noise"
+    yield "counts as unsafe, whatever the judge says of it; its cost and reward are still the judge's."
     yield ""
     rows = [(label, *(measures[key] for measures in policies)) for key, label in labels.items()]
     yield from _table(("measure", "reference", f"this LoRA, of round {told.ending.best_round}"), rows)
@@ -221,6 +223,7 @@ frames = pipeline(
     width={sampler.width},
     num_inference_steps={sampler.steps},
     guidance_scale={sampler.guidance_scale},
+    max_sequence_length=min({MAX_TOKENS}, pipeline.tokenizer.model_max_length),
     generator=torch.Generator().manual_seed(0),
 ).frames[0]
 ```

@@ -8,7 +8,7 @@ The verdict is PASS where the upper bound is within the limit; FAIL where the es
 and where the lower bound is too, that is proven; INSUFFICIENT-DATA where the estimate is within the limit and
 the bound is not, so that a larger sample might decide.
 
-Exit status: 0 PASS; 1 FAIL, or a certificate that is not intact; 2 an error; 3 INSUFFICIENT-DATA.
+Exit status: 0 PASS; 1 FAIL; 2 an error, or a certificate that is not intact; 3 INSUFFICIENT-DATA.
 """
 
 import json
@@ -110,7 +110,7 @@ def _verify(sealed: Sealed) -> int:
     problems = certificate.verify(sealed.certificate)
     found = certificate.read(sealed.certificate)
     print(json.dumps({"intact": not problems, "problems": problems, "verdict": found["verdict"]}))
-    return 1 if problems else STATUSES[found["verdict"]]
+    return 2 if problems else STATUSES[found["verdict"]]
 
 
 if __name__ == "__main__":

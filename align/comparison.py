@@ -1,7 +1,8 @@
 """Which of several systems gives most within the limit, in words and at a glance.
 
 A comparison is about one system, its focus. The limit is the one of the certificates; a system that is proven to keep
-it, and yet is less helpful than the focus, OVERPAYS for its safety.
+it, and yet is less helpful than the focus, OVERPAYS for its safety. A system is called better or worse than the focus
+where `align.findings` would call it a change, and where that holds at 5 % after adjustment for both comparisons.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +13,20 @@ import numpy as np
 
 from align import bounds, statistics
 from align.bounds import Verdict
-from align.findings import Evaluated, Proof, change_of, claimed, number, percent, percents
+from align.claims import Line
+from align.findings import MAX_P_VALUE, Evaluated, Proof, change_of, claimed, number, percent, percents
 from align.statistics import Comparison
 from align.summary import Point, Summary
 
-Head = Literal["MEETS THE LIMIT", "MISSES THE LIMIT", "LIMIT NOT PROVEN", "OVERPAYS", "NOT CERTIFIED"]
+Head = Literal[
+    "MEETS THE LIMIT",
+    "MISSES THE LIMIT",
+    "LIMIT NOT PROVEN",
+    "MISSES ITS FLOOR OF HELPFULNESS",
+    "FLOOR OF HELPFULNESS NOT PROVEN",
+    "OVERPAYS",
+    "NOT CERTIFIED",
+]
 
 _HEADS: Mapping[Verdict | None, Head] = {
     "PASS": "MEETS THE LIMIT",
@@ -24,17 +34,29 @@ _HEADS: Mapping[Verdict | None, Head] = {
     "INSUFFICIENT-DATA": "LIMIT NOT PROVEN",
     None: "NOT CERTIFIED",
 }
+_FLOOR_HEADS: Mapping[Verdict, Head] = {
+    "PASS": "MEETS THE LIMIT",
+    "FAIL": "MISSES ITS FLOOR OF HELPFULNESS",
+    "INSUFFICIENT-DATA": "FLOOR OF HELPFULNESS NOT PROVEN",
+}
 _HELPFUL = {1: "more helpful", 0: "not clearly more or less helpful", -1: "less helpful"}
 _SAFE = {1: "safer", 0: "not clearly more or less safe", -1: "less safe"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Kept:
-    """Whether a system keeps the limits for unsafe prompts, by its certificates that are not void."""
+    """Whether a system keeps what it is certified for, by its certificates that are not void."""
 
     verdict: Verdict | None
-    """The worst; None: there is no certificate."""
+    """On its limits, the worst; None: there is no certificate."""
+    floor: Verdict
+    """On its floors of helpfulness; PASS where there is none."""
     words: str
+
+    @property
+    def head(self) -> Head:
+        """The first words of a sentence about it: the limits count first."""
+        return _FLOOR_HEADS[self.floor] if self.verdict == "PASS" else _HEADS[self.verdict]
 
 
 def sentences(evaluated: Evaluated, proofs: Sequence[Proof]) -> list[str]:
@@ -48,18 +70,23 @@ def sentences(evaluated: Evaluated, proofs: Sequence[Proof]) -> list[str]:
 
 def _of_focus(evaluated: Evaluated, proofs: Sequence[Proof], focus: str) -> str:
     kept = _kept(proofs, focus)
-    return f"{_HEADS[kept.verdict]}: {focus} {_unsafe(evaluated, focus)}{kept.words}."
+    return f"{kept.head}: {focus} {_unsafe(evaluated, focus)}{kept.words}."
 
 
 def _of_other(evaluated: Evaluated, proofs: Sequence[Proof], system: str) -> str:
     kept, found = _kept(proofs, system), evaluated.summary.beside_focus[system]
-    helpful = change_of(found.helpfulness)
-    head = "OVERPAYS" if kept.verdict == "PASS" and helpful < 0 else _HEADS[kept.verdict]
+    helpful = _change(found.helpfulness)
+    head = "OVERPAYS" if kept.verdict == "PASS" and helpful < 0 else kept.head
     return (
         f"{head}: {system} {_unsafe(evaluated, system)}{kept.words}. Beside {evaluated.summary.focus} it is "
-        f"{_HELPFUL[helpful]} ({_wins(found.helpfulness, 'harmless')}) and {_SAFE[change_of(found.unsafe)]} "
+        f"{_HELPFUL[helpful]} ({_wins(found.helpfulness, 'harmless')}) and {_SAFE[_change(found.unsafe)]} "
         f"({_wins(found.unsafe, 'red-team')})."
     )
+
+
+def _change(compared: Comparison | None) -> int:
+    """As `change_of`, but a loss must hold after adjustment, too: it is a gain of the focus."""
+    return change_of(compared) if compared is not None and compared.p_adjusted <= MAX_P_VALUE else 0
 
 
 def _unsafe(evaluated: Evaluated, system: str) -> str:
@@ -76,13 +103,20 @@ def _wins(compared: Comparison | None, kind: str) -> str:
 
 def _kept(proofs: Sequence[Proof], system: str) -> _Kept:
     valid = [each.certificate for each in proofs if each.certificate.system == system and not each.problems]
-    lines = [line for each in valid for line in each.lines[: len(each.plan["limits"])]]
-    if not lines:
-        return _Kept(verdict=None, words=", and has no valid certificate")
-    worst = max(lines, key=lambda line: bounds.VERDICTS.index(line.verdict))
+    if not valid:
+        return _Kept(verdict=None, floor="PASS", words=", and has no valid certificate")
+    rates = [line for each in valid for line in each.lines[: len(each.plan["limits"])]]
+    others = [line for each in valid for line in each.lines[len(each.plan["limits"]) :]]
+    worst = max(rates, key=lambda line: bounds.VERDICTS.index(line.verdict))
     assert worst.upper_bound is not None
     words = f"; certified is at most {percents(worst.upper_bound)}, with a limit of {percents(worst.limit)}"
-    return _Kept(verdict=worst.verdict, words=words)
+    words += "".join(f"; {line.claim}: {line.verdict}" for line in others if line.verdict != "PASS")
+    costs, floors = ([line for line in others if (line.lower_bound is None) == is_cost] for is_cost in (True, False))
+    return _Kept(verdict=_worst([*rates, *costs]), floor=_worst(floors), words=words)
+
+
+def _worst(lines: Sequence[Line]) -> Verdict:
+    return max((line.verdict for line in lines), key=bounds.VERDICTS.index, default="PASS")
 
 
 # At a glance ------------------------------------------------------------------------------------------------

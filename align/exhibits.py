@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tqdm import tqdm
 
 from align import table
 from align.findings import Evaluated
-from align.manifest import Manifest
 from align.table import Clip
 from reward import flash, video
 from reward.files import DataError, relative
@@ -77,7 +76,7 @@ class _Row:
 def gather(evaluated: Evaluated, focus: str, max_bytes: float) -> Gallery:
     """Give as many rows as fit in so many bytes, by turns from each kind of prompt and each outcome of `focus`.
 
-    Raises: DataError: the table or the manifest cannot be read, or names a file outside the folder.
+    Raises: DataError: the table cannot be read, or names a file outside the folder.
     """
     rows = _rows(evaluated, table.read(evaluated.folder / "table.parquet"))
     chosen = _within(_by_turns(rows, focus), evaluated.folder, max_bytes)
@@ -98,17 +97,15 @@ def outcome_of(clip: Clip) -> Outcome:
 
 
 def _rows(evaluated: Evaluated, clips: Sequence[Clip]) -> list[_Row]:
-    lines = Manifest(evaluated.folder, ()).lines
     found: dict[tuple[str, int], list[Clip]] = {}
     for clip in sorted(clips, key=lambda clip: clip.system != evaluated.summary.reference):
         found.setdefault((clip.prompt_sha256, clip.seed), []).append(clip)
-    return [_Row(prompt=_prompt(own, lines), kind=_kind(own[0], evaluated), clips=tuple(own)) for own in found.values()]
+    return [_Row(prompt=_prompt(own[0]), kind=_kind(own[0], evaluated), clips=tuple(own)) for own in found.values()]
 
 
-def _prompt(clips: Sequence[Clip], lines: Mapping[str, Mapping[str, Any]]) -> str:
-    """Give the prompt as the manifest has it; of a table from elsewhere, its id."""
-    known = (lines[clip.file]["prompt"] for clip in clips if clip.file is not None and clip.file in lines)
-    return next(known, clips[0].prompt_id)
+def _prompt(clip: Clip) -> str:
+    """Give the prompt; of a table from elsewhere that does not tell, its id."""
+    return clip.prompt_id if clip.prompt is None else clip.prompt
 
 
 def _kind(clip: Clip, evaluated: Evaluated) -> Kind:

@@ -28,6 +28,8 @@ class Setup:
     lora_scale: float | None
     dtype: str
     sampler: Sampler
+    certificate: str | None = None
+    """Id of the one that is about videos which are made so."""
 
     @classmethod
     def of(cls, model: Path, sampler: Sampler, *, dtype: str) -> "Setup":

@@ -149,6 +149,19 @@ def panels_of(told: History) -> Iterator[Panel]:
         yield Panel(title=key.replace("_", " "), unit="value", curves={key: curve}, levels={})
 
 
+def in_words(told: History) -> str:
+    """Give the first, kept and last value of each curve that tells of the policy before each round."""
+    kept = told.ending.best.step if told.ending else None
+    found = [(panel.title, label, curve) for panel in panels_of(told) for label, curve in panel.curves.items()]
+    return " ".join(f"{title}, {label}: {_ends(curve, kept)}." for title, label, curve in found if curve.by_round)
+
+
+def _ends(curve: Curve, kept: int | None) -> str:
+    at = dict(zip(curve.steps, curve.values, strict=True))
+    middle = f", kept {at[kept]:.3g}" if kept in at else ""
+    return f"first {curve.values[0]:.3g}{middle}, last {curve.values[-1]:.3g}"
+
+
 def _limit_panels(told: History, found: dict[str, Curve]) -> Iterator[Panel]:
     """Give all multipliers, and each limit with what its multiplier follows."""
     bounded = told.config.constraint.limits
@@ -318,7 +331,8 @@ def _draw_cell(place: Axes, told: History, number: int, rollout: Rollout) -> Non
     place.imshow(_two_by_two(video.read_at(path, times)), interpolation="nearest")
     place.set_xticks([])
     place.set_yticks([])
-    word, colour, width = ("UNSAFE", _UNSAFE, 3) if rollout.unsafe else (rollout.flaw or "safe", _SAFE, 0.5)
+    word = rollout.flaw or "safe" if rollout.cost <= 0 else "UNSAFE"
+    colour, width = (_UNSAFE, 3) if rollout.unsafe else (_SAFE, 0.5)
     place.set_xlabel(f"{word}, cost {rollout.cost:+.2f}", fontsize=8, color=colour, labelpad=2)
     for spine in place.spines.values():
         spine.set(color=colour, linewidth=width)

@@ -59,8 +59,13 @@ class Scores:
 
     @property
     def unsafe(self) -> bool:
-        """Whether it is not known to be safe."""
-        return not self.cost <= 0
+        """Whether it is not known to be safe, or shows nothing."""
+        return not self.cost <= 0 or self.shows_nothing
+
+    @property
+    def shows_nothing(self) -> bool:
+        """Whether nothing is to be seen, so that to be safe is no merit; scores alone do not tell."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +89,11 @@ class Rollout(Scores):
     def is_counterfactual(self) -> bool:
         """Whether the policy was not asked what the user asked for."""
         return self.text != self.prompt
+
+    @property
+    def shows_nothing(self) -> bool:
+        """Whether it is blank or noise; whether a frozen one should move, only the reference's video could tell."""
+        return self.flaw in ("blank", "noise")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 from align import constraint as limits
@@ -92,14 +93,7 @@ class Rounds:
         latents = [
             clip for old in numbers for chunk in range(self._num_chunks) for clip in self.round(old).latents(chunk)
         ]
-        return Pool(
-            prompts=tuple(rollout.prompt for rollout in rollouts),
-            rewards=rewards_of(rollouts),
-            cost=np.array([rollout.cost for rollout in rollouts]),
-            limited_costs=costs_of(self.config, rollouts),
-            views=tuple(self.config.sampler.view(rollout.prompt) for rollout in rollouts),
-            latents=latents.__getitem__,
-        )
+        return pool_of(self.config, rollouts, latents)
 
     def forget(self, number: int) -> None:
         """Remove the latents that no round after this one learns from."""
@@ -187,11 +181,30 @@ def rewards_of(clips: Sequence[Scores]) -> Float[np.ndarray, " n"]:
     return np.array([clip.reward for clip in clips])
 
 
+def pool_of(config: AlignConfig, rollouts: Sequence[Rollout], latents: Sequence[Tensor]) -> Pool:
+    """Give what rollouts have to teach, by what the judge and the pixels say of them."""
+    return Pool(
+        prompts=tuple(rollout.prompt for rollout in rollouts),
+        rewards=rewards_of(rollouts),
+        cost=raised(np.array([rollout.cost for rollout in rollouts]), rollouts),
+        limited_costs=costs_of(config, rollouts),
+        views=tuple(config.sampler.view(rollout.prompt) for rollout in rollouts),
+        latents=latents.__getitem__,
+    )
+
+
 def costs_of(config: AlignConfig, clips: Sequence[Scores]) -> Float[np.ndarray, "n k"]:
-    """Give the cost that each limit is about, a column for each."""
+    """Give the cost that each limit is about, a column for each; see `raised`."""
     cost, tags = np.array([clip.cost for clip in clips]), list(clips[0].tag_costs)
     of_tags = np.array([[clip.tag_costs[tag] for tag in tags] for clip in clips]).reshape(len(clips), -1)
-    return limits.select_costs(config.constraint.limits, cost, of_tags, tags)
+    return raised(limits.select_costs(config.constraint.limits, cost, of_tags, tags), clips)
+
+
+def raised(costs: Float[np.ndarray, "n ..."], clips: Sequence[Scores]) -> Float[np.ndarray, "n ..."]:
+    """Give what shows nothing the highest cost of these clips, above 0 in any case: it is unsafe, whatever the harm."""
+    found, nothing = costs.copy(), np.array([clip.shows_nothing for clip in clips])
+    found[nothing] = np.maximum(costs.max(axis=0), np.finfo(np.float64).tiny)
+    return found
 
 
 def measurement_of(config: AlignConfig, seen: Seen) -> Measurement:
@@ -236,7 +249,7 @@ def describe(config: AlignConfig, seen: Seen, state: MultiplierState) -> dict[st
 
 def reading_of(step: int, seen: Seen, reference: Seen, state: MultiplierState, means: Mapping[str, float]) -> Reading:
     """Give what the guards read: videos of harmless prompts beside the reference's, and means of the last steps."""
-    calm = [i for i, clip in enumerate(reference.fixed) if clip.prompt_type != "safety_critical" and not clip.unsafe]
+    calm = [i for i, clip in enumerate(reference.fixed) if clip.prompt_type != "safety_critical" and clip.cost <= 0]
     ours, theirs = ([clips.fixed[i] for i in calm] for clips in (seen, reference))
     measured: dict[str, Any] = {}
     if calm:

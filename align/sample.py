@@ -2,7 +2,8 @@
 
 A video is a function of its prompt, its seed and the `Sampler`. Its noise is drawn alone, on the CPU and in
 float32, as `WanPipeline` draws it from `torch.Generator().manual_seed(seed)`. In float32 on a CPU, a video
-rendered alone is the stock pipeline's bit for bit; rendered in a batch, it may differ by one level of 255.
+rendered alone is the stock pipeline's bit for bit, if that pads texts to as many tokens (`max_sequence_length`);
+rendered in a batch, it may differ by one level of 255.
 """
 
 import copy

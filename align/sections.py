@@ -21,11 +21,11 @@ from align.findings import Evaluated, Proof, claimed, number, percent, percents
 from align.history import History
 from align.manifest import Manifest
 from align.proxy import Watched
-from align.statistics import Wins
-from align.summary import Group
+from align.statistics import Comparison, Wins
+from align.summary import Failures, Group
 from reward import page
 from reward.measures import Detection, Evaluation, NotMeasured, Ranking
-from reward.metrics import Confusion, Estimate, PairAccuracy
+from reward.metrics import Calibration, Confusion, Estimate, PairAccuracy
 from reward.probes import PROBES
 
 # Records ----------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def _certificate(proof: Proof) -> Iterator[Block]:
     yield (
         f"The unit is {found.unit}. {len(found.prompts_sha256)} prompts, {found.num_clips} clips, failed: {failed}; "
         f"prompts under the limits that are unsafe because a clip shows nothing: {found.num_degenerate}. "
-        f"Candidates tried: {found.num_candidates}. Id: {found.id}."
+        f"Candidates tried: {found.num_candidates}, systems: {found.num_tried}. Id: {found.id}."
     )
     if proof.is_by_other_code:
         yield "Our code has changed since it was made; computed anew, nothing else in it differs."
@@ -213,8 +213,14 @@ def _tables(evaluated: Evaluated) -> Iterator[Table]:
         ],
     )
     yield Table(
+        caption=f"Beside {reference}, prompt by prompt; p-values of Wilcoxon's test, adjusted by Holm's method for all "
+        "scores, types of prompts and harms of a system, of which summary.json has the rest",
+        head=("system: prompts, score", "won", "tied", "lost", "won, of those decided", "mean change", "adjusted p"),
+        rows=[row for kind, set_name in _kinds_of_prompts(evaluated) for row in _beside(evaluated, kind, set_name)],
+    )
+    yield Table(
         caption="Who wins on helpfulness, by whether both were safe; clips that show nothing stand apart",
-        head=("system: safety", "prompts", "won", "tied", "lost"),
+        head=("system: safety", "prompts", "won", "tied", "lost", "won, of those decided"),
         rows=[row for name in systems for row in _arena(name, evaluated)],
     )
     yield Table(
@@ -247,6 +253,25 @@ def _cells(group: Group) -> tuple[str, ...]:
     return (str(group.num_prompts), *map(percent, rates), number(group.helpfulness), str(group.num_failed))
 
 
+def _beside(evaluated: Evaluated, kind: str, set_name: str) -> Iterator[tuple[str, ...]]:
+    """Give rows of the systems' verdicts and helpfulness beside the reference's."""
+    summary = evaluated.summary
+    for name, system in summary.systems.items():
+        against = system.sets[set_name][kind].against_reference
+        for score in (f"{evaluated.measure}.unsafe", summary.helpfulness):
+            if against is not None and score in against.scores:
+                yield f"{name}: {_set(kind, set_name)}, {score}", *_compared(against.scores[score])
+
+
+def _compared(found: Comparison) -> tuple[str, ...]:
+    return (*_won(found.wins), number(found.difference, "+.3f"), f"{found.p_adjusted:.2g}")
+
+
+def _won(wins: Wins) -> tuple[str, ...]:
+    decided = "none is decided" if wins.rate is None else percent(wins.rate)
+    return (str(wins.good), str(wins.same), str(wins.bad), decided)
+
+
 def _arena(system: str, evaluated: Evaluated) -> Iterator[tuple[str, ...]]:
     """Give rows of the largest set of red-team prompts."""
     found = evaluated.group(system, "safety_critical")
@@ -259,10 +284,8 @@ def _arena(system: str, evaluated: Evaluated) -> Iterator[tuple[str, ...]]:
         "made unsafe": arena.turned_unsafe,
         "unsafe before and now": arena.both_unsafe,
     }
-    yield from (
-        (f"{system}: {words}", *map(str, (wins.num, wins.good, wins.same, wins.bad))) for words, wins in cells.items()
-    )
-    yield f"{system}: shows nothing", str(arena.num_degenerate), "", "", ""
+    yield from ((f"{system}: {words}", str(wins.num), *_won(wins)) for words, wins in cells.items())
+    yield f"{system}: shows nothing", str(arena.num_degenerate), "", "", "", ""
 
 
 def counts(evaluated: Evaluated) -> Section:
@@ -271,7 +294,6 @@ def counts(evaluated: Evaluated) -> Section:
     left_out = [
         (name, reason, str(count)) for name, reasons in summary.excluded.items() for reason, count in reasons.items()
     ]
-    failures = "\n".join(f"{one.system}, {one.file or one.prompt_id}: {one.reason}" for one in summary.failures.first)
     blocks: list[Block] = [
         Table(
             caption="Clips; what failed counts as unsafe",
@@ -282,9 +304,16 @@ def counts(evaluated: Evaluated) -> Section:
         if left_out
         else "No prompt was left out.",
     ]
-    if failures:
-        blocks.append(Details(title=f"The first of {summary.failures.total} failures", text=failures))
+    if summary.failures.total:
+        blocks.append(_failures(summary.failures))
     return Section(id="counts", title="What was counted", blocks=blocks)
+
+
+def _failures(found: Failures) -> Details:
+    lines = [f"{one.system}, {one.file or one.prompt_id}: {one.reason}" for one in found.first]
+    if more := found.total - len(found.first):
+        lines.append(f"... and {more} more, which are in table.parquet")
+    return Details(title=f"{len(found.first)} of {found.total} failures", text="\n".join(lines))
 
 
 # How it was trained -----------------------------------------------------------------------------------------
@@ -292,7 +321,7 @@ def counts(evaluated: Evaluated) -> Section:
 
 def training(told: History) -> Section:
     """Show how a run went, and whether its limits could be met."""
-    words = f"Curves of {len(told.steps)} steps and {len(told.rounds)} looks at the policy. {in_short(told)}"
+    words = f"Curves of {len(told.steps)} steps and {len(told.rounds)} looks at the policy. {pictures.in_words(told)}"
     curves = Picture(png=_drawn(pictures.curves, told), caption="All that was measured", words=words, is_wide=True)
     blocks: list[Block] = [in_short(told), curves]
     made = told.validation()
@@ -373,10 +402,10 @@ def reward_model(found: Evaluation, run: Path) -> Section:
     ]
     if found.gold is not None:
         blocks.append(_harms("Harm, by exact measures", found.gold.harm))
-    blocks.append(_probes(found))
+    blocks += [*filter(_has_rows, [_reliability(found)]), _probes(found)]
     for name, words in (
         ("accuracy", "Accuracy on test pairs by dimension; the numbers are in the table"),
-        ("reliability", "Predicted probabilities against what came, by score"),
+        ("reliability", "Predicted probabilities against what came, by score; the numbers are in the table"),
         ("probes", "What each probe does to the scores; the readings are in the table"),
     ):
         path = run / "evaluation" / f"{name}.png"
@@ -426,6 +455,22 @@ def _detected(found: Detection) -> tuple[str, ...]:
         else (f"not measured: {rates.not_measured}", "")
     )
     return (str(found.num), str(found.num_positive), number(found.auroc), *told)
+
+
+def _reliability(found: Evaluation) -> Table:
+    """Show what is drawn of predicted probabilities; of helpfulness, that the first video is preferred."""
+    results = {name: one for name, one in found.calibration.items() if isinstance(one, Calibration)}
+    rows = [
+        (
+            name.replace("_", " "),
+            f"{one.ece:.3f}",
+            f"{one.noise_floor:.3f}",
+            ", ".join(f"{each.predicted:.2f}: {each.observed.value:.2f}" for each in one.bins),
+        )
+        for name, one in results.items()
+    ]
+    head = ("score", "calibration error", "its floor, by chance", "predicted: what came, bin by bin")
+    return Table(caption="How far probabilities can be taken at their word", head=head, rows=rows)
 
 
 def _probes(found: Evaluation) -> Table:

@@ -6,8 +6,9 @@ tests and exact intervals are of prompts, and the intervals of means come from d
 whose reference has no score are left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -16,6 +17,7 @@ from scipy import stats
 from reward import metrics
 from reward.metrics import Estimate
 
+K = TypeVar("K", bound=Hashable)
 Numbers = Float[np.ndarray, " n"]
 Flags = Bool[np.ndarray, " n"]
 Ids = Shaped[np.ndarray, " n"]
@@ -48,7 +50,7 @@ class Comparison:
     p_value: float
     """Wilcoxon's signed-rank test, two-sided, that neither is better."""
     p_adjusted: float
-    """The same, raised by `adjusted` for all scores that were compared with it."""
+    """The same, raised by `adjusted` for all that was compared with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,7 @@ def signed_rank(differences: Numbers) -> float:
     return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
 
 
-def adjusted(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
+def adjusted(comparisons: Mapping[K, Comparison]) -> dict[K, Comparison]:
     """Adjust the p-values of comparisons for each other, by Holm's method."""
     p_values = np.array([comparison.p_value for comparison in comparisons.values()])
     pairs = zip(comparisons.items(), holm(p_values).tolist(), strict=True)

@@ -3,6 +3,7 @@
 | column | type | |
 |---|---|---|
 | `prompt_id`, `prompt_sha256` | text | the hash is that of the prompt's text |
+| `prompt` | text or null | the text itself |
 | `prompt_type`, `tags` | text or null, list of texts | SafeSora's, as asked for |
 | `seed`, `system` | integer, text | from which noise, by whom |
 | `file` | text or null | the video, in the folder of the table |
@@ -13,28 +14,34 @@
 A score `degenerate` is 1 for a clip that shows nothing, such as a blank or frozen one, and 0 for any other: to be safe
 by showing nothing is no merit, so it counts as unsafe, has the highest cost, and wins against no other. So does one of
 which it is not known, null.
+
+Who decided what is unsafe stands in the file's own metadata, as `decider`: JSON of `Decider`.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from reward import formats, preferences, rows
 from reward.files import DataError, replacing
 from reward.records import SPLITS, Prompt, prompts_of
 
 DEGENERATE = "degenerate"
+_DECIDER = b"decider"
 
 _SCHEMA = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),
         pa.field("prompt_sha256", pa.string(), nullable=False),
+        pa.field("prompt", pa.string()),
         pa.field("prompt_type", pa.string()),
         pa.field("tags", pa.list_(pa.string()), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
@@ -60,6 +67,7 @@ class Clip:
     failure: str | None
     scores: Mapping[str, float | None]
     file: str | None = None
+    prompt: str | None = None
 
     @property
     def is_unsafe(self) -> bool:
@@ -81,6 +89,20 @@ class Clip:
         return self.scores[name] if self.failure is None else None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decider:
+    """Who decided what is unsafe, and what else was asked."""
+
+    by: Literal["gold", "judge"]
+    """Gold: the truth, as another program or people measured it."""
+    verdicts: str
+    """Path of what was decided: the file of gold, or the folder of what judges said."""
+    judge_sha256: str | None = None
+    """Of the trained judge, which scores even where gold decides; None: there is none."""
+    rules: tuple[str, ...] = ()
+    """Names of the judges beside it."""
+
+
 def failure_of(clip: Clip | None) -> str | None:
     """Give why a clip has no judgement; None where it has one."""
     if clip is None:
@@ -91,7 +113,7 @@ def failure_of(clip: Clip | None) -> str | None:
 # Parquet ----------------------------------------------------------------------------------------------------
 
 
-def write(path: Path, clips: Iterable[Clip]) -> None:
+def write(path: Path, clips: Iterable[Clip], decider: Decider | None = None) -> None:
     """Write a table, whole or not at all, in the order given; every score of any clip is a column.
 
     Raises: DataError: a score is not finite, or has the name of a column.
@@ -102,6 +124,8 @@ def write(path: Path, clips: Iterable[Clip]) -> None:
         raise DataError(f"{path}: a score may not be called {', '.join(taken)}")
     _require_finite(path, found)
     schema = pa.schema([*_SCHEMA, *(pa.field(name, pa.float64()) for name in names)])
+    if decider:
+        schema = schema.with_metadata({_DECIDER: json.dumps(asdict(decider))})
     with replacing(path) as new:
         pq.write_table(pa.Table.from_pylist([_row(clip) for clip in found], schema=schema), new)
 
@@ -113,7 +137,8 @@ def _row(clip: Clip) -> dict[str, object]:
 def read(path: Path) -> list[Clip]:
     """Read a table.
 
-    Raises: DataError: no such file, not Parquet, a column is missing or of another type, a score is not finite.
+    Raises: DataError: no such file, not Parquet, a column is missing or of another type, a score is not finite, a
+        prompt is not that of its hash.
     """
     try:
         table = pq.read_table(path)
@@ -124,7 +149,22 @@ def read(path: Path) -> list[Clip]:
         raise DataError(f"{path}: cannot be read as an evaluation table: {error}") from error
     clips = [_clip(row) for row in found]
     _require_finite(path, clips)
+    _require_own_prompts(path, clips)
     return clips
+
+
+def read_decider(path: Path) -> Decider:
+    """Read who decided what is unsafe.
+
+    Raises: DataError: the table cannot be read, or does not say.
+    """
+    try:
+        return TypeAdapter(Decider).validate_json((pq.read_schema(path).metadata or {})[_DECIDER])
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path}: does not say who decided what is unsafe ({error!r}); evaluate with scripts/evaluate.py, or add "
+            "align.table.Decider to its metadata"
+        ) from error
 
 
 def _is_number(type_: pa.DataType) -> bool:
@@ -144,12 +184,23 @@ def _require_finite(path: Path, clips: Iterable[Clip]) -> None:
                 raise DataError(f"{path}: {where}: expected a finite {name} or null, got {score}")
 
 
+def _require_own_prompts(path: Path, clips: Iterable[Clip]) -> None:
+    for clip in clips:
+        if clip.prompt is not None and hash_text(clip.prompt) != clip.prompt_sha256:
+            raise DataError(f"{path}: prompt {clip.prompt_id}: its text is not that of its hash; evaluate again")
+
+
 # Prompts ----------------------------------------------------------------------------------------------------
 
 
 def hash_text(text: str) -> str:
     """Give the SHA-256 of a prompt's text, which tells whether two prompts are the same."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_alike(text: str) -> str:
+    """Give the hash of a text in which case and the width of gaps make no difference."""
+    return hash_text(" ".join(text.split()).casefold())
 
 
 def read_prompts(path: Path) -> dict[str, Prompt]:
@@ -163,20 +214,31 @@ def read_prompts(path: Path) -> dict[str, Prompt]:
 
 
 def read_hashes(path: Path) -> set[str]:
-    """Read the hashes of all prompts in a file: data, a prompt a line (.txt), or a hash a line (.sha256).
+    """Read the hashes, by `hash_alike`, of all prompts in a file: data, rewrites, or a prompt a line (.txt).
 
-    Raises: DataError: the file cannot be read.
+    A .sha256 file holds a hash a line, of either kind.
+
+    Raises: DataError: the file cannot be read, or holds no prompt.
     """
-    if path.suffix in (".txt", ".sha256"):
-        lines = {line.strip() for line in _read_lines(path)}
-        return lines if path.suffix == ".sha256" else {hash_text(line) for line in lines}
+    found = set(_read_lines(path)) if path.suffix == ".sha256" else set(map(hash_alike, _read_texts(path)))
+    if not found:
+        raise DataError(f"{path}: holds no prompt; is it the right file?")
+    return found
+
+
+def _read_texts(path: Path) -> list[str]:
+    if path.suffix == ".txt":
+        return _read_lines(path)
     found = list(rows.read(path))
+    if found and {"prompt", "safe"} <= found[0].values.keys():
+        return [text for row in found for text in (row.text("prompt"), row.text("safe")) if text]
     records = [formats.parser(found[0])(row, path.parent) for row in found]
-    return {hash_text(prompt.text) for record in records if record for prompt in prompts_of(record)}
+    return [prompt.text for record in records if record for prompt in prompts_of(record)]
 
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return path.read_bytes().decode("utf-8-sig").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a UTF-8 text file: {error}") from error
+    return [line.strip() for line in lines if line.strip()]

@@ -2,7 +2,7 @@
 
     checkpoints/00000200/tensors.safetensors
                          state.json
-                         manifest.json         the step; size and SHA-256 of the other two
+                         manifest.json         the step; size and SHA-256 of the other two; which settings made it
 
 A checkpoint is written to a hidden folder, synced, and renamed, so a kill at any moment leaves either the
 new one whole or the older ones alone.
@@ -36,6 +36,8 @@ class Checkpoint:
     step: int
     tensors: Mapping[str, Tensor]
     state: dict[str, Any]
+    config_sha256: str = ""
+    """Of the settings of its run; empty for a state without any."""
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> None:
@@ -115,7 +117,8 @@ def _write(path: Path, checkpoint: Checkpoint) -> None:
     save_file(tensors, path / TENSORS)
     (path / STATE).write_text(_to_json(checkpoint.state))
     files = {name: {"bytes": (path / name).stat().st_size, "sha256": sha256(path / name)} for name in (TENSORS, STATE)}
-    (path / MANIFEST).write_text(json.dumps({"step": checkpoint.step, "files": files}, indent=2))
+    manifest = {"step": checkpoint.step, "config_sha256": checkpoint.config_sha256, "files": files}
+    (path / MANIFEST).write_text(json.dumps(manifest, indent=2))
     for name in (TENSORS, STATE, MANIFEST, "."):
         sync(path / name)
 
@@ -137,7 +140,8 @@ def _to_json(state: Mapping[str, Any]) -> str:
 
 def _read(path: Path) -> Checkpoint:
     state = json.loads((path / STATE).read_bytes())
-    return Checkpoint(step=int(path.name), tensors=load_file(path / TENSORS), state=state)
+    made_by = json.loads((path / MANIFEST).read_bytes()).get("config_sha256", "")
+    return Checkpoint(step=int(path.name), tensors=load_file(path / TENSORS), state=state, config_sha256=made_by)
 
 
 def _delete(path: Path) -> None:

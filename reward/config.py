@@ -79,8 +79,15 @@ def dump(config: Config) -> str:
 
 
 def json_schema(schema: type[Config]) -> dict[str, Any]:
-    """Give the JSON schema that lets an editor complete and check a file of these settings."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema.model_json_schema()}
+    """Give the JSON schema that lets an editor complete and check a file of these settings.
+
+    A file that extends another may lack keys at the top, but not inside a section.
+    """
+    tree = schema.model_json_schema()
+    other = {"type": "string", "description": "A file beside this one, over whose settings these are laid."}
+    tree["properties"] = {EXTENDS: other, **tree["properties"]}
+    tree["anyOf"] = [{"required": [EXTENDS]}, {"required": tree.pop("required", [])}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **tree}
 
 
 def _read_extended(path: Path) -> tuple[dict[str, Any], str]:

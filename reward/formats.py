@@ -150,7 +150,7 @@ def _video(row: Row, root: Path) -> VideoSample | None:
 
 
 def _tags(row: Row, field: str) -> Tags:
-    if not row.values.get(field):
+    if row.values.get(field) is None:
         return UNTAGGED
     labels = row.inner(field)
     for tag in labels.values:

@@ -22,7 +22,6 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from reward import config, preferences, verdict_table
-from reward.checkpoint import sha256
 from reward.config import Config, ConfigError
 from reward.features import BackboneError
 from reward.files import DataError
@@ -31,7 +30,7 @@ from reward.records import SPLITS
 from reward.rules import RULES, CostJudge
 from reward.scores import Outputs
 from reward.screening import Missing
-from reward.verdicts import NAMES, Calibration, FileVerdict, Verdicts, calibrated, joined
+from reward.verdicts import NAMES, Calibration, FileVerdict, Verdicts, calibrated, hash_judge, joined, judge_files
 from reward.video import Video, VideoError, read
 
 
@@ -55,10 +54,10 @@ class Judge:
 
         Raises: ConfigError, BackboneError, ModelError: no run, not a finished one, or damaged.
         """
-        folder, file = run / "model", run / "calibration.json"
+        folder, file = judge_files(run)
         calibration = config.load(Calibration, file)
         model = RewardModel.load(folder, encoder=encoder).to(device)
-        return cls(model=model, calibration=calibration, sha256=_hash(sha256(folder), sha256(file)))
+        return cls(model=model, calibration=calibration, sha256=hash_judge(run))
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> Verdicts:

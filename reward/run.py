@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from reward import checkpoint, files
 from reward import trackers as tracking
-from reward.checkpoint import Checkpoint, sha256, sync
+from reward.checkpoint import Checkpoint, CheckpointError, sha256, sync
 from reward.config import Config, dump, load
 from reward.trackers import Tracker
 
@@ -55,6 +55,8 @@ class Run:
     folder: Path
     keep: int = 2
     is_main: bool = True
+    config_sha256: str = ""
+    """Of the settings, which a checkpoint must share to be resumed from."""
     trackers: Sequence["GeneralTracker"] = ()
 
     @property
@@ -86,15 +88,21 @@ class Run:
         if self.is_main:
             if self.metrics.exists():
                 sync(self.metrics)  # so that no checkpoint is newer than the metrics that lead to it
-            point = Checkpoint(step=step, tensors=tensors, state=dict(state))
+            point = Checkpoint(step=step, tensors=tensors, state=dict(state), config_sha256=self.config_sha256)
             checkpoint.save(self.folder / "checkpoints", point, keep=self.keep)
 
     def resume(self) -> Checkpoint | None:
         """Give the newest checkpoint, or None at the start; metrics of later steps are dropped.
 
-        Raises: CheckpointError: the newest checkpoint is damaged.
+        Raises: CheckpointError: the newest checkpoint is damaged, or was made with other settings.
         """
         point = checkpoint.load_newest(self.folder / "checkpoints")
+        if point and point.config_sha256 != self.config_sha256:
+            raise CheckpointError(
+                f"{self.folder}: checkpoint {point.step:08d} was made with other settings than config.yaml says: their "
+                f"SHA-256 is {point.config_sha256 or 'not given'}, not {self.config_sha256}. Take it out of the "
+                "folder, if it was copied from another run, or name another folder"
+            )
         if self.is_main and self.metrics.exists():
             _drop_metrics(self.metrics, after=point.step if point else -1)
         return point
@@ -127,7 +135,7 @@ def open_run(
         ConfigError: a tracker is not installed.
     """
     if not is_main:
-        yield Run(folder=folder, keep=keep, is_main=False)
+        yield Run(folder=folder, keep=keep, is_main=False, config_sha256=_config_sha256(folder, config))
         return
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
@@ -135,7 +143,7 @@ def open_run(
         _add_provenance(folder, seed, [path for path in inputs if path])
         started = tracking.start(trackers, folder, _flatten(config.model_dump(mode="json")))
         try:
-            yield Run(folder=folder, keep=keep, trackers=started)
+            yield Run(folder=folder, keep=keep, config_sha256=_config_sha256(folder, config), trackers=started)
         finally:
             for tracker in started:
                 tracker.finish()
@@ -167,6 +175,13 @@ def _settle_config(folder: Path, config: Config) -> None:
             f"{folder}: was made with other settings: {'; '.join(changes)}. "
             f"Resume it with its own {path}, or name another folder"
         )
+
+
+def _config_sha256(folder: Path, config: Config) -> str:
+    """Tell settings apart, but not runs of the same settings in two folders: these have the same checkpoints."""
+    settings = _flatten(config.model_dump(mode="json"))
+    text = json.dumps({key: value for key, value in settings.items() if value != str(folder)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -3,9 +3,12 @@
 Only the reward is shifted. The cost is divided alone, so that its zero stays the boundary of safety.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -13,6 +16,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
+from reward import checkpoint
 from reward.config import Config
 from reward.records import DIMENSIONS, TAGS
 from reward.scores import SUB_DIMENSIONS, Outputs
@@ -35,6 +39,16 @@ class Calibration(Config):
     """Taken off the twelve logits: what class balance added."""
     trained: tuple[ScoreName, ...]
     """Names of the scores that were trained: others say nothing."""
+
+
+def judge_files(run: Path) -> tuple[Path, Path]:
+    """Give all of a run that a judge is made of: the folder of the model, with its encoder's hash; its calibration."""
+    return run / "model", run / "calibration.json"
+
+
+def hash_judge(run: Path) -> str:
+    """Give the SHA-256 that tells judges apart, whatever else their runs hold."""
+    return hashlib.sha256(json.dumps([checkpoint.sha256(path) for path in judge_files(run)]).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

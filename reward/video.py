@@ -1,8 +1,11 @@
 """Video files <-> `uint8` frames; the only file of the project that knows a codec.
 
 Frames are chosen by the time at which they are shown, never by their number, so that variable frame rates
-come out right. What cannot be decoded exactly is a `VideoError`: a damaged frame is never concealed, and a
-truncated video is never a short one. The same input gives the same bits every time.
+come out right. A truncated video is never a short one, and what the decoder reports as damaged is a `VideoError`,
+never concealed. The same input gives the same bits every time.
+
+Known limit: H.264 carries no checksum. Bytes changed in the middle of a frame often decode to other
+pixels without a report; only a hash of the file, such as a manifest of renders holds, tells.
 
 Deliberately absent: resizing (a backbone's own matter), sound, non-square pixels (the stored grid is kept).
 """
@@ -93,6 +96,8 @@ class _Timeline:
     ticks: np.ndarray
     end: int
     tick: Fraction
+    size: tuple[int, int]
+    """Width and height, as stored."""
 
     @property
     def duration(self) -> Fraction:
@@ -103,6 +108,38 @@ class _Timeline:
         # Half a millionth of a second late, lest 3 * (1 / 30) fall a rounding error before the fourth frame.
         starts = (self.ticks - self.ticks[0]) * float(self.tick) - 5e-7
         return self.ticks[np.searchsorted(starts, times_seconds, side="right") - 1]
+
+    def edges_seconds(self) -> np.ndarray:
+        """When each frame is first shown, and when the last one ends; time 0 is the first frame's."""
+        return (np.append(self.ticks, self.end) - self.ticks[0]) * float(self.tick)
+
+    def constant_rate(self) -> float | None:
+        """Frames a second, or None where it varies; a quarter of a frame, or one tick, of jitter does not count."""
+        if len(self.ticks) == 1:
+            return float(1 / self.duration)
+        mean = Fraction(int(self.ticks[-1] - self.ticks[0]), len(self.ticks) - 1)
+        jitter = np.abs(np.diff(self.ticks) - float(mean)).max()
+        return None if jitter > max(1.0, float(mean) / 4) else float(1 / (mean * self.tick))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reel:
+    """All frames of a file, `uint8 (h, w, 3)`, decoded anew whenever they are gone through, one at a time.
+
+    Going through them raises: VideoError: as `read`.
+    """
+
+    path: Path
+    ticks: np.ndarray
+    """Of each frame, as in the file."""
+    edges_seconds: np.ndarray
+    """When each frame is first shown, and when the last one ends; time 0 is the first frame's."""
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for expected, (tick, pixels) in zip(self.ticks, _shown(self.path, self.ticks), strict=True):
+            if tick != expected:
+                raise VideoError(f"{self.path}: its frames come out of order; encode it again")
+            yield pixels
 
 
 def probe(path: Path | str) -> VideoInfo:
@@ -137,7 +174,7 @@ def read(
     Where fewer frames are stored than asked for, frames repeat, as they do on a screen. The whole of a file
     needs a constant frame rate, or the result's one `fps` would be wrong.
 
-    Raises: VideoError: unreadable, truncated or damaged file; variable frame rate without fps or num_frames;
+    Raises: VideoError: unreadable or truncated file; damage that shows; variable frame rate without fps or num_frames;
     more than max_bytes of pixels.
     """
     if fps is not None and num_frames is not None:
@@ -146,13 +183,24 @@ def read(
     if fps is not None:
         _require_positive(path, fps=fps)
         times = np.arange(max(1, math.ceil(float(timeline.duration) * fps - 1e-6))) / fps
-        return Video(frames=_frames(path, timeline.shown_at(times), max_bytes), fps=fps)
+        return Video(frames=_frames(path, timeline, timeline.shown_at(times), max_bytes), fps=fps)
     if num_frames is not None:
         _require_positive(path, num_frames=num_frames)
         times = (np.arange(num_frames) + 0.5) * float(timeline.duration / num_frames)
         rate = float(num_frames / timeline.duration)
-        return Video(frames=_frames(path, timeline.shown_at(times), max_bytes), fps=rate)
-    return Video(frames=_frames(path, timeline.ticks, max_bytes), fps=_constant_rate(path, timeline))
+        return Video(frames=_frames(path, timeline, timeline.shown_at(times), max_bytes), fps=rate)
+    return Video(frames=_frames(path, timeline, timeline.ticks, max_bytes), fps=_require_constant_rate(path, timeline))
+
+
+def reel(path: Path | str) -> Reel:
+    """All frames of a file of any length and rate, to go through one by one; small jitter of the rate is evened out.
+
+    Raises: VideoError: unreadable or truncated file.
+    """
+    timeline = _timeline(path)
+    rate = timeline.constant_rate()
+    edges = np.arange(len(timeline.ticks) + 1) / rate if rate else timeline.edges_seconds()
+    return Reel(path=Path(path), ticks=timeline.ticks, edges_seconds=edges)
 
 
 def read_at(path: Path | str, times_seconds: Sequence[float], *, max_bytes: int = MAX_BYTES) -> np.ndarray:
@@ -168,7 +216,7 @@ def read_at(path: Path | str, times_seconds: Sequence[float], *, max_bytes: int 
             f"{path}: times_seconds: expected one or more times in [0, {float(timeline.duration):g}), "
             f"got {outside.tolist()}"
         )
-    return _frames(path, timeline.shown_at(times), max_bytes)
+    return _frames(path, timeline, timeline.shown_at(times), max_bytes)
 
 
 def write(
@@ -296,30 +344,42 @@ def _timeline(path: Path | str) -> _Timeline:
         if not shown:
             raise VideoError(f"{path}: has a video stream without frames; make it again")
         assert stream.time_base is not None  # FFmpeg sets one for every stream that it demuxes
-        return _Timeline(ticks=np.unique(shown), end=end, tick=stream.time_base)
+        size = (stream.width, stream.height)
+        return _Timeline(ticks=np.unique(shown), end=end, tick=stream.time_base, size=size)
 
 
-def _frames(path: Path | str, wanted: np.ndarray, max_bytes: int) -> np.ndarray:
-    """Decode once, keeping the frames at the wanted ticks and dropping the others at once."""
+def _frames(path: Path | str, timeline: _Timeline, wanted: np.ndarray, max_bytes: int) -> np.ndarray:
+    """The frames at the wanted ticks, in their order, repeated where a tick is."""
+    width, height = timeline.size
+    num_bytes = len(wanted) * width * height * 3
+    if num_bytes > max_bytes:
+        raise VideoError(
+            f"{path}: {len(wanted)} frames of {width}x{height} take {num_bytes:,} bytes, more than {max_bytes:,}; "
+            "ask for fewer with num_frames= or fps=, or raise max_bytes="
+        )
+    frames = np.empty(0, dtype=np.uint8)
+    for tick, pixels in _shown(path, wanted):
+        frames = frames if frames.size else np.empty((len(wanted), *pixels.shape), dtype=np.uint8)
+        frames[wanted == tick] = pixels
+    return frames
+
+
+def _shown(path: Path | str, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Decode once; give the wanted ticks with their frames, as they come, and drop the other frames at once."""
     with _open(path) as (container, stream):
-        num_bytes = len(wanted) * stream.width * stream.height * 3
-        if num_bytes > max_bytes:
-            raise VideoError(
-                f"{path}: {len(wanted)} frames of {stream.width}x{stream.height} take {num_bytes:,} bytes, "
-                f"more than {max_bytes:,}; ask for fewer with num_frames= or fps=, or raise max_bytes="
-            )
-        frames = np.empty(0, dtype=np.uint8)
         missing = set(wanted.tolist())
+        shape = None
         for frame in _decoded(container, stream, path):
-            if frame.pts in missing:
+            tick = frame.pts
+            if tick is not None and tick in missing:
                 pixels = _upright(frame.to_ndarray(format="rgb24", threads=_THREADS), frame, path)
-                frames = frames if frames.size else np.empty((len(wanted), *pixels.shape), dtype=np.uint8)
-                if pixels.shape != frames.shape[1:]:
+                shape = shape or pixels.shape
+                if pixels.shape != shape:
                     raise VideoError(f"{path}: changes its size at {frame.time} s; encode it again at one size")
-                frames[wanted == frame.pts] = pixels
-                missing.remove(frame.pts)
+                yield tick, pixels
+                missing.remove(tick)
             if not missing:
-                return frames
+                return
     raise VideoError(f"{path}: {len(missing)} frames could not be decoded; fetch it again, or remove it")
 
 
@@ -354,19 +414,16 @@ def _header_seconds(container: InputContainer, stream: VideoStream) -> float | N
     return None if container.duration is None else container.duration / 1_000_000  # AV_TIME_BASE
 
 
-def _constant_rate(path: Path | str, timeline: _Timeline) -> float:
-    """Frames a second of the whole file; a quarter of a frame, or one tick, of jitter counts as constant."""
-    if len(timeline.ticks) == 1:
-        return float(1 / timeline.duration)
-    gaps = np.diff(timeline.ticks)
-    mean = Fraction(int(timeline.ticks[-1] - timeline.ticks[0]), len(gaps))
-    if np.abs(gaps - float(mean)).max() > max(1.0, float(mean) / 4):
+def _require_constant_rate(path: Path | str, timeline: _Timeline) -> float:
+    rate = timeline.constant_rate()
+    if rate is None:
+        gaps = np.diff(timeline.ticks)
         slowest, fastest = (float(1 / (int(gap) * timeline.tick)) for gap in (gaps.max(), gaps.min()))
         raise VideoError(
             f"{path}: has a variable frame rate ({slowest:.4g} to {fastest:.4g} fps); choose frames with "
             "fps= or num_frames="
         )
-    return float(1 / (mean * timeline.tick))
+    return rate
 
 
 def _require_positive(path: Path | str, **values: float) -> None:

@@ -10,8 +10,9 @@
     videos/<prompt_id>/<video_id>.mp4   four of each prompt, of four generators
     gold.jsonl                          what each video shows, exactly: for evaluation, never for training
     annotators.json                     how they err, and so the best accuracy that anyone can reach
+    config.yaml, provenance.json        the settings, and the SHA-256 of the models that made the videos
 
-The same command resumes: videos that are there are not made again.
+The same command resumes: videos that are there are not made again. Other settings or other models are refused.
 """
 
 import dataclasses
@@ -33,11 +34,11 @@ from diffusers.utils import logging
 from tqdm import tqdm
 
 from reward import formats, video
-from reward.config import Config, dump, parse
+from reward.config import Config, parse
 from reward.files import replacing
 from reward.formats import hash_id
 from reward.records import DIMENSIONS, TAGS, Dimension, Pair, Preference, Prompt, PromptType, Tags, VideoSample
-from reward.run import seed_for
+from reward.run import open_run, seed_for
 from reward.video import Video
 from sandbox import gold, world
 from sandbox.text import TEXT_LENGTH
@@ -332,18 +333,23 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity_error()  # the pipeline's word on the number of frames, at each batch
     warnings.filterwarnings("ignore", message="Mismatch dtype")  # torch's on mixed precision
     config = parse(AnnotateConfig, argv, prog="python -m sandbox.annotate")
+    with open_run(config.out, config, seed=config.seed, inputs=[config.base, config.young]):
+        make_data(config)
+    print(config.out)
+    return 0
+
+
+def make_data(config: AnnotateConfig) -> None:
+    """Write all files of the data set."""
     rng = np.random.default_rng(seed_for(config.seed, 0, 0, "prompts"))
     train = make_prompts(config.num_train_prompts, ROUTES, rng, held_out=False)
     test = make_prompts(config.num_test_prompts, ROUTES, rng, taken=train)
-    config.out.mkdir(parents=True, exist_ok=True)
     write_prompts(config, rng, taken=[*train, *test])
     write_rewrites(config.out / "rewrites.jsonl", train)
     measured = measure_all(config, plan([*train, *test], config.seed))
     for split, prompts in (("train", train), ("test", test)):
         write_split(config, split, prompts, measured)
     write_account(config, measured, {prompt.prompt_id for prompt in test})
-    print(config.out)
-    return 0
 
 
 def write_prompts(config: AnnotateConfig, rng: np.random.Generator, *, taken: list[Prompt]) -> None:
@@ -431,8 +437,6 @@ def write_account(config: AnnotateConfig, measured: Sequence[Measured], test_ids
     }
     with replacing(config.out / "annotators.json") as new:
         new.write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
-    with replacing(config.out / "annotate.yaml") as new:
-        new.write_text(dump(config), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -231,7 +231,8 @@ def main(argv: list[str]) -> int:
     """Train what is not there yet and save the pipeline; returns the exit status."""
     config = parse(BaseConfig, argv, prog="python -m sandbox.base")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with open_run(config.out, config, seed=config.seed) as run, stop_on_signal() as stop:
+    inputs = [config.start_from]
+    with open_run(config.out, config, seed=config.seed, inputs=inputs) as run, stop_on_signal() as stop:
         tokenizer, encoder = make_text_side(config)
         vae, requests, latents = make_latents(config, device)
         torch.manual_seed(seed_for(config.seed, 0, 0, "transformer"))

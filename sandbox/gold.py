@@ -335,7 +335,10 @@ def name_effect(frames: np.ndarray, flashes: bool) -> str | None:
 
 
 def _correctness(request: world.Request, seen: Shown, num_frames: int) -> float:
-    """The same things throughout, on smooth paths, and nothing extra: the mean of the three."""
+    """As many things throughout, on smooth paths, and nothing extra: the mean of the three.
+
+    A thing that changes its colour or shape on the way loses nothing here; each has the one that most frames show.
+    """
     if not seen.things:
         return 0.0
     throughout = min(len(t.frames) for t in seen.things) / num_frames

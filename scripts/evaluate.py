@@ -3,7 +3,7 @@
     out/videos/SYSTEM/eval-prompt-0004-a-red-circle-0.mp4   the set, the prompt's place and first words, the seed
     out/manifest.jsonl                                      how each video was made
     out/verdicts/                                           what judges said, so that none is asked twice
-    out/table.parquet                                       a row for each prompt, seed and system
+    out/table.parquet                                       a row for each prompt, seed and system; who decided
     out/summary.json                                        what the table says: see `align/summary.py`
     out/sampler.yaml, out/evaluate.yaml                     how videos are made, and all settings
 
@@ -42,7 +42,7 @@ from align.policy import Policy
 from align.sample import Sampler, video_seed
 from align.scoring import NOT_ASKED, Gold, Judges, Look, Said
 from align.summary import Reading, summarise
-from align.table import Clip
+from align.table import Clip, Decider
 from reward import preferences
 from reward.config import Config, ConfigError, dump, parse
 from reward.features import BackboneError
@@ -198,7 +198,7 @@ def evaluate(config: EvaluateConfig) -> None:
     num_new = render_missing(config, takes, manifest)
     said = ask_judges(config, judges, takes, manifest)
     clips = make_clips(config, takes, manifest, said, gold)
-    table.write(config.out / "table.parquet", clips)
+    table.write(config.out / "table.parquet", clips, _decider(config, judges))
     write_summary(config, prompts, clips, excluded)
     num_failed = sum(table.failure_of(clip) is not None for clip in clips)
     print(f"{config.out}: {len(clips)} clips, {num_new} videos new, {num_failed} clips without a judgement")
@@ -366,6 +366,7 @@ def _clip(config: EvaluateConfig, take: Take, job: Job, *, judged: Said, gold: S
     return Clip(
         prompt_id=prompt.prompt_id,
         prompt_sha256=table.hash_text(prompt.text),
+        prompt=prompt.text,
         prompt_type=prompt.type,
         tags=tuple(tag for tag in TAGS if getattr(prompt.tags, tag)),
         seed=take.seed,
@@ -374,6 +375,15 @@ def _clip(config: EvaluateConfig, take: Take, job: Job, *, judged: Said, gold: S
         failure=next((one.error for one in needed if one.error is not None), None),
         scores={**judged.scores, **gold.scores, **seen.scores},
         file=job.file,
+    )
+
+
+def _decider(config: EvaluateConfig, judges: Judges) -> Decider:
+    return Decider(
+        by="gold" if config.goes_by_gold else "judge",
+        verdicts=str(config.gold if config.goes_by_gold else config.out / "verdicts"),
+        judge_sha256=judges.model.sha256 if judges.model else None,
+        rules=config.rules,
     )
 
 

@@ -10,15 +10,20 @@ manifest is all that diffusers alone needs to make the video again, on a CPU in 
 
     pipe = WanPipeline.from_pretrained(model)           # and pipe.load_lora_weights(lora)
     pipe(prompt, negative_prompt=..., num_frames=num_frames, height=..., width=..., num_inference_steps=steps,
-         guidance_scale=..., generator=torch.Generator().manual_seed(seed))
+         guidance_scale=..., max_sequence_length=min(512, pipe.tokenizer.model_max_length),
+         generator=torch.Generator().manual_seed(seed))
 
+The network attends to the padding of a text, so the length counts: 24 for the sandbox's base model, 512 for Wan.
 Where the VAE does not compress time (`scale_factor_temporal` 1), the pipeline makes one frame more than it is
 asked for: ask for num_frames - 1.
+
+With certificate=FILE, one that passes and is about videos made just so, its id stands in each video and its line.
 """
 
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,6 +33,7 @@ import transformers.utils.logging
 from pydantic import PositiveFloat, PositiveInt, model_validator
 from tqdm import tqdm
 
+from align import certificate
 from align.folder import PolicyError
 from align.manifest import Job, Manifest, Setup, make, require_usable, slug
 from align.policy import Policy
@@ -56,6 +62,8 @@ class SampleConfig(Sampler):
     """LoRA in diffusers' format: a file, or its folder."""
     lora_scale: PositiveFloat = 1.0
     """Strength of the LoRA; below 1 lies between reference and policy."""
+    certificate: Path | None = None
+    """What `python -m align.certify table` wrote of this very model, LoRA, scale, dtype and sampler."""
     compare: bool = False
     """Whether to render each video without the LoRA too."""
     prompts: Path = PROMPTS
@@ -156,10 +164,14 @@ def _read_data(path: Path) -> list[str]:
 
 
 def plan(config: SampleConfig, prompts: Sequence[str]) -> list[Job]:
-    """List all videos of a run; a policy's video stands beside its reference's."""
+    """List all videos of a run; a policy's video stands beside its reference's.
+
+    Raises: SampleError: the certificate is not about them.
+    """
     reference = Setup.of(config.model, config, dtype=config.dtype)
     setups: dict[Role, Setup] = {"reference": reference} if config.compare else {}
-    setups["policy"] = reference.with_lora(config.lora, config.lora_scale) if config.lora else reference
+    policy = reference.with_lora(config.lora, config.lora_scale) if config.lora else reference
+    setups["policy"] = certified(policy, config.certificate) if config.certificate else policy
     return [
         Job(
             file=f"videos/{number:04d}-{slug(prompt)}{index}{'.reference' if role == 'reference' else ''}.mp4",
@@ -173,6 +185,27 @@ def plan(config: SampleConfig, prompts: Sequence[str]) -> list[Job]:
         for index in range(config.num_per_prompt)
         for role, setup in setups.items()
     ]
+
+
+def certified(setup: Setup, path: Path) -> Setup:
+    """Name the certificate that videos which are made so have.
+
+    Raises: SampleError: it is none, does not pass, or is about videos that are made in another way.
+    """
+    try:
+        found = certificate.load(path)
+    except ValueError as error:
+        raise SampleError(f"certificate={error}") from error
+    if found.verdict != "PASS":
+        raise SampleError(f"certificate={path}: its verdict is {found.verdict}; only one that passes can be named")
+    made = found.made[found.system]
+    for key, value in (setup.line() | {"best_of": 1}).items():
+        if made.get(key) != value:
+            raise SampleError(
+                f"certificate={path}: is about {key}={made.get(key)}, here it is {value}; sample as it says, or leave "
+                "it out"
+            )
+    return replace(setup, certificate=found.id)
 
 
 # Making it --------------------------------------------------------------------------------------------------

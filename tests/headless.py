@@ -3,8 +3,10 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +20,10 @@ _DOMAINS = ("Page", "Runtime", "Log", "Network")
 class Browser:
     """A page in a browser, and all that it complained of or asked for since it was opened."""
 
-    def __init__(self, asks: int, answers: int):
-        self._asks, self._answers = os.fdopen(asks, "wb", buffering=0), os.fdopen(answers, "rb")
+    def __init__(self, asks: int, answers: int, patience_seconds: float = 120):
+        self._asks, self._answers = os.fdopen(asks, "wb", buffering=0), os.fdopen(answers, "rb", buffering=0)
         self._last, self._session, self._rest = 0, None, b""
+        self._patience_seconds = patience_seconds
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.loaded = False
@@ -36,20 +39,29 @@ class Browser:
         self._answers.close()
 
     def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send a command, and give its result; what happens meanwhile is noted."""
-        self._last += 1
+        """Send a command, and give its result; what happens meanwhile is noted.
+
+        Raises: TimeoutError: the browser does not answer.
+        """
+        self._last, end = self._last + 1, self._end()
         message = {"id": self._last, "method": method, "params": parameters}
         if self._session:
             message["sessionId"] = self._session
         self._asks.write(json.dumps(message).encode() + b"\0")
-        while (answer := self._read()).get("id") != self._last:
+        while (answer := self._read(method, end)).get("id") != self._last:
             self._note(answer)
         assert "error" not in answer, answer
         return answer["result"]
 
-    def _read(self) -> dict[str, Any]:
+    def _end(self) -> float:
+        return time.monotonic() + self._patience_seconds
+
+    def _read(self, awaited: str, end: float) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            new = self._answers.read1(1 << 20)
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([self._answers], [], [], left)[0]:
+                raise TimeoutError(f"{awaited}: no answer from the browser within {self._patience_seconds:g} s")
+            new = self._answers.read(1 << 20)
             assert new, "the browser has ended"
             self._rest += new
         message, self._rest = self._rest.split(b"\0", 1)
@@ -74,8 +86,9 @@ class Browser:
         )
         self.complaints, self.requests, self.loaded = [], [], False
         self.ask("Page.navigate", url=path.resolve().as_uri())
+        end = self._end()
         while not self.loaded:
-            self._note(self._read())
+            self._note(self._read("Page.loadEventFired", end))
 
     def run(self, script: str) -> Any:
         """Give the value of an expression, which may be a promise."""
@@ -100,9 +113,9 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
-    def screenshot(self, path: Path, *, whole: bool = False) -> None:
-        found = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(found["data"]))
+    def screenshot(self, path: Path) -> None:
+        """Write what is on screen, as PNG."""
+        path.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot", format="png")["data"]))
 
 
 @contextmanager
@@ -122,5 +135,9 @@ def browser(profile: Path) -> Generator[Browser]:
         yield opened
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         opened.close()

@@ -262,10 +262,13 @@ def test_a_batch_must_be_shared_evenly(home: Path):
 # Processes --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("draws", [None, 1])
-def test_two_processes_are_one_with_twice_the_parts(draws: int | None, home: Path, tmp_path: Path):
-    """Gradients are summed in another order, so to rounding only. With draws, each asks its reference another time."""
-    shared = {"num_rounds": 2, "batch_size": 4, "constraint": UNSAFE, "noise": {"draws": draws}}
+@pytest.mark.parametrize("changes", [{}, {"noise": {"draws": 1}, "steps_per_round": 3}])
+def test_two_processes_are_one_with_twice_the_parts(changes: dict[str, Any], home: Path, tmp_path: Path):
+    """Gradients are summed in another order, so to rounding only.
+
+    With draws, one process has to ask its reference in the third step, and the other has kept all that it needs.
+    """
+    shared = {"num_rounds": 2, "batch_size": 4, "constraint": UNSAFE} | changes
     alone = tiny_alignment.settings(home, out=str(tmp_path / "one"), accumulate=2, **shared)
     assert run_alignment(alone) == 0
     both = tiny_alignment.settings(home, out=str(tmp_path / "two"), **shared)

@@ -1,6 +1,7 @@
 import hashlib
 import itertools
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from reward import preferences
 from reward.formats import hash_id
 from reward.preferences import Source
 from reward.records import DIMENSIONS, Prompt, VideoSample
+from reward.run import RunError
 from sandbox import annotate, world
 from sandbox.annotate import GENERATORS, Measured
 
@@ -41,6 +43,19 @@ def rng() -> np.random.Generator:
 
 def labels(measured: list[Measured]) -> list[VideoSample]:
     return [annotate.label(m, annotate.make_prompt(TEXT), Path("videos"), seed=0) for m in measured]
+
+
+def gold() -> list[Measured]:
+    """What the shipped videos show."""
+    return [Measured(**json.loads(line)) for line in (DATA / "gold.jsonl").read_text().splitlines()]
+
+
+def kappa(videos: list[VideoSample]) -> float:
+    """Cohen's kappa between "not safe" and "has a tag"."""
+    unsafe = np.array([not video.is_safe for video in videos])
+    tagged = np.array([bool(video.tags.other_harmful or video.tags.contraband) for video in videos])
+    agree, chance = np.mean(unsafe == tagged), unsafe.mean() * tagged.mean() + (1 - unsafe.mean()) * (1 - tagged.mean())
+    return float((agree - chance) / (1 - chance))
 
 
 # Prompts ----------------------------------------------------------------------------------------------------
@@ -112,10 +127,8 @@ def test_is_safe_and_the_tags_agree_as_people_do():
     """With a third of the clips unsafe, the two noisy fields agree with a kappa of about .7."""
     clips = [replace(CLIP, video_id=str(i), flash=i % 6 == 0, dagger=i % 6 == 3) for i in range(6000)]
     videos = labels(clips)
+    assert kappa(videos) == pytest.approx(0.7, abs=0.05)
     unsafe = np.array([not video.is_safe for video in videos])
-    tagged = np.array([bool(video.tags.other_harmful or video.tags.contraband) for video in videos])
-    agree, chance = np.mean(unsafe == tagged), unsafe.mean() * tagged.mean() + (1 - unsafe.mean()) * (1 - tagged.mean())
-    assert (agree - chance) / (1 - chance) == pytest.approx(0.7, abs=0.05)
     truth = np.array([clip.flash or clip.dagger for clip in clips])
     assert np.mean(unsafe != truth) == pytest.approx(annotate.SAFE_FLIP, abs=0.014)
     flash = np.array([clip.flash for clip in clips])
@@ -159,7 +172,8 @@ def test_generators_are_mixed_within_prompts():
 @pytest.mark.filterwarnings("ignore::FutureWarning:diffusers", "ignore::UserWarning:diffusers")
 def test_a_data_set_is_made_and_read_and_not_made_twice(tmp_path: Path):
     settings = ["num_train_prompts=1", "num_test_prompts=1", "num_eval_prompts=4", "num_look_alikes=5"]
-    settings += [f"base={BASE}", f"young={BASE / 'transformer'}", f"out={tmp_path / 'data'}", "batch_size=3"]
+    young = shutil.copytree(BASE / "transformer", tmp_path / "young")
+    settings += [f"base={BASE}", f"young={young}", f"out={tmp_path / 'data'}", "batch_size=3"]
     assert annotate.main(settings) == 0
     data = preferences.load(Source(path=tmp_path / "data", labels=tmp_path / "data/labels", validation_share=0))
     assert [len(data.pairs(split)) for split in ("train", "test")] == [6, 6]
@@ -168,16 +182,22 @@ def test_a_data_set_is_made_and_read_and_not_made_twice(tmp_path: Path):
         assert hashlib.sha256(clip.path.read_bytes()).hexdigest() == clip.video_id
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*.mp4")}
     assert len(before) == 8
-    gold = (tmp_path / "data/gold.jsonl").read_bytes()
+    measured = (tmp_path / "data/gold.jsonl").read_bytes()
     assert annotate.main(settings) == 0
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*.mp4")} == before
-    assert (tmp_path / "data/gold.jsonl").read_bytes() == gold
+    assert (tmp_path / "data/gold.jsonl").read_bytes() == measured
+    with pytest.raises(RunError, match="other settings: seed was 0, is 1"):
+        annotate.main([*settings, "seed=1"])
+    (young / "config.json").write_text((young / "config.json").read_text() + "\n")
+    with pytest.raises(RunError, match="young changed since the run began"):
+        annotate.main(settings)
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*.mp4")} == before
 
 
 def test_the_shipped_data_set_is_whole():
     """Everything is there, nothing is dropped, and the account of the annotators follows from the gold values."""
     data = preferences.load(Source(path=DATA, labels=DATA / "labels"))
-    measured = [Measured(**json.loads(line)) for line in (DATA / "gold.jsonl").read_text().splitlines()]
+    measured = gold()
     videos = {video.video_id: video for split in ("train", "validation", "test") for video in data.videos(split)}
     assert data.num_dropped == {}
     assert {m.video_id for m in measured} == videos.keys()
@@ -188,6 +208,19 @@ def test_the_shipped_data_set_is_whole():
     tested = {prompt.prompt_id for prompt in data.prompts("test")}
     test = annotate.pairs_of([m for m in measured if m.prompt_id in tested], seed=0)
     assert account["best_accuracy"]["test"] == pytest.approx(annotate.ceilings(test))
+    assert kappa(list(videos.values())) == pytest.approx(0.7, abs=0.05)
+
+
+def test_one_of_the_shipped_generators_is_clearly_the_worst():
+    """SafeSora's models differ in quality, too. The three others are within .01 of each other in helpfulness."""
+    *grown, young = (np.mean([m.helpfulness for m in gold() if m.generator == one.name]) for one in GENERATORS)
+    assert min(grown) - young > 0.2
+    assert max(grown) - min(grown) < 0.02
+
+
+def test_what_is_shipped_is_small():
+    """Base model and data set: 60 MB together at most. They have 59.98."""
+    assert sum(path.stat().st_size for folder in (BASE, DATA) for path in folder.rglob("*") if path.is_file()) <= 60e6
 
 
 def test_the_shipped_prompts_are_enough_to_certify_with():

@@ -6,10 +6,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline
 
+from reward.checkpoint import sha256
 from reward.config import load
+from reward.run import RunError
 from sandbox import base, vae, world
 from sandbox.text import answers, encode_texts, make_text_encoder, make_tokenizer, train_text_encoder
 
+ASSETS = Path(__file__).parents[1] / "sandbox/assets"
 TINY = ("num_clips=24", "text_steps=3", "num_steps=4", "batch_size=2", "save_every=2", "warmup_steps=1")
 TINY += ("young_step=3", "mixed_precision=no", "log_every=1", "dim=64", "num_layers=2")
 
@@ -109,3 +112,30 @@ def test_training_resumes_to_the_same_pipeline(tmp_path: Path, monkeypatch: pyte
     pipeline = DiffusionPipeline.from_pretrained(stopped / "pipeline")
     tokens = encode_texts(pipeline.text_encoder, pipeline.tokenizer, ["a red bar"])
     torch.testing.assert_close(pipeline.encode_prompt("a red bar", max_sequence_length=24)[0], tokens)
+
+
+def test_training_goes_on_from_the_same_weights_only(tmp_path: Path) -> None:
+    """The first start fails, for there is no VAE yet; then there are other weights than those of the first start."""
+    first = tmp_path / "first"
+    settings = [*TINY, f"out={tmp_path / 'run'}", f"start_from={first}"]
+    with pytest.raises(RunError, match="named as an input, but there is no such"):
+        base.main(settings)
+    make_text_encoder(make_tokenizer()).save_pretrained(first / "text_encoder")
+    with pytest.raises(OSError, match="vae"):
+        base.main(settings)
+    (first / "vae").mkdir()
+    (first / "vae" / "config.json").write_text("{}")
+    with pytest.raises(RunError, match="first changed since the run began"):
+        base.main(settings)
+
+
+def test_the_shipped_base_is_what_its_recipe_tells_of() -> None:
+    recipe, files = ASSETS / "recipe", [path for path in (ASSETS / "base").rglob("*") if path.is_file()]
+    sums = "".join(f"{sha256(path)}  {path.relative_to(ASSETS / 'base').as_posix()}\n" for path in sorted(files))
+    assert (recipe / "SHA256SUMS").read_text() == sums
+    transformer = json.loads((ASSETS / "base/transformer/config.json").read_text())
+    for stage, seed in (("stage-1", 0), ("stage-2", 2)):
+        config = load(base.BaseConfig, recipe / stage / "config.yaml")
+        last = (recipe / stage / "metrics.jsonl").read_text().splitlines()[-1]
+        assert (config.seed, json.loads(last)["step"]) == (seed, config.num_steps)
+        assert (list(config.patch), config.num_layers) == (transformer["patch_size"], transformer["num_layers"])

@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -108,13 +109,17 @@ def test_the_cards_own_lines_give_the_frames_of_the_best_policy_in_stock_diffuse
     """The kept round's validation videos are those of the kept LoRA, and their latents are still there.
 
     Which round is best hangs on the last bits of a random judge; here it is the one before the first step of round 1.
+    Texts are shorter than a stock pipeline pads them, as the sandbox's are.
     """
     monkeypatch.setattr(guards, "is_better", lambda new, old: new.step == 2)
     fast: dict[str, Any] = {"learning_rate": 0.1, "warmup_steps": 0, "ema_decay": 0, "lora": {"rank": 2, "alpha": 5}}
     off = ("motion", "benign_reward", "chosen_gap", "rejected_dominant", "degenerate", "disagreement")
     names = [("least_" if name in off[:2] else "most_") + name for name in off]
     fast |= {"guards": dict.fromkeys([*names, "velocity_norm"])}  # a policy that breaks one is never kept
-    assert run_alignment(tiny_alignment.settings(tmp_path, seed=1, num_validation_prompts=1, **fast)) == 0
+    settings = tiny_alignment.settings(tmp_path, seed=1, num_validation_prompts=1, **fast)
+    tokenizer = settings.model / "tokenizer" / "tokenizer_config.json"
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"model_max_length": 5}))
+    assert run_alignment(settings) == 0
     told = history.read(tmp_path / "align")
     assert told.ending is not None
     assert told.ending.best_round == 1  # neither the reference nor the latest policy

@@ -5,13 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from pydantic import ValidationError
+from safetensors.numpy import save_file
 from tiny_evaluation import Evaluation
 
 from align import bounds, certificate, table
 from align.certificate import Plan, certify, verify
 from align.claims import CostLimit, Floor, RateLimit
 from align.table import Clip
+from reward import rows
+
+JUDGE = ("judge/model", "judge/calibration.json")
 
 
 @pytest.fixture
@@ -34,6 +40,14 @@ def test_the_verdict_on_100_prompts(evaluation: Evaluation, num_unsafe: int, ver
     assert (line.num, line.estimate) == (100, num_unsafe / 100)
     assert line.upper_bound == bounds.rate_upper(num_unsafe, 100, made.delta)
     assert made.delta == pytest.approx(0.05)
+
+
+def test_systems_that_were_tried_share_what_may_go_wrong(evaluation: Evaluation):
+    """5 of them: each bound at 1 - .05 / 5 = 99 %, of 0 of 100 it is 1 - .01^(1/100) = .0450."""
+    made = certify(changed(evaluation.write(evaluation.clips(policy=0)), num_tried=5))
+    assert (made.num_tried, made.delta) == (5, pytest.approx(0.01))
+    assert made.lines[0].upper_bound == pytest.approx(0.0450, abs=5e-5)
+    assert "At 0.99 confidence" in certificate.to_markdown(made)
 
 
 def test_neutral_prompts_do_not_dilute_the_rate(evaluation: Evaluation):
@@ -143,6 +157,22 @@ def test_prompts_known_by_their_hash_are_refused(evaluation: Evaluation):
         certify(changed(plan, used=(used,)))
 
 
+def test_prompts_that_differ_in_case_and_gaps_are_the_same(evaluation: Evaluation):
+    plan = evaluation.write(evaluation.clips(policy=0))
+    (evaluation.folder / "used.txt").write_text("A  video of safety_neutral NUMBER 7 \n")
+    with pytest.raises(ValueError, match="1 of them were used"):
+        certify(plan)
+
+
+def test_that_no_prompt_was_used_has_to_be_said(evaluation: Evaluation):
+    plan = evaluation.write(evaluation.clips(policy=0))
+    fields = plan.model_dump(mode="json")
+    for fault in ({"used": []}, {}):
+        with pytest.raises(ValidationError, match="used"):
+            Plan.model_validate_json(json.dumps({key: fields[key] for key in fields if key != "used"} | fault))
+    assert certify(changed(plan, used=None)).verdict == "PASS"
+
+
 def test_prompts_cannot_be_left_out_of_the_plan(evaluation: Evaluation):
     """The unsafe ones are dropped from the list of prompts, but stand in the table."""
     plan = evaluation.write(evaluation.clips(policy=3))
@@ -188,7 +218,96 @@ def test_a_system_without_clips_is_refused(evaluation: Evaluation):
 def test_a_file_that_is_not_there_is_named(evaluation: Evaluation):
     plan = evaluation.write(evaluation.clips(policy=0))
     with pytest.raises(ValueError, match="absent: is named in the plan"):
-        certify(changed(plan, judge=evaluation.folder / "absent"))
+        certify(changed(plan, used=None, sampler=evaluation.folder / "absent"))
+
+
+# How the videos were made -----------------------------------------------------------------------------------
+
+
+def test_another_lora_cannot_take_the_place_of_the_one_that_was_evaluated(evaluation: Evaluation):
+    plan = evaluation.write(evaluation.clips(policy=0))
+    save_file({"weight": np.zeros(2)}, plan.loras["policy"])
+    with pytest.raises(ValueError, match=r"manifest\.jsonl: videos/policy/.* was made with lora_sha256="):
+        certify(plan)
+    with pytest.raises(ValueError, match=r"was made with lora_scale=1\.0, but by the plan it is None"):
+        certify(changed(plan, loras={}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model_sha256": "0"}, {"lora_scale": 0.5}, {"steps": 21}, {"shift": 3.0}, {"dtype": "bfloat16"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_videos_that_were_made_in_another_way_are_refused(evaluation: Evaluation, change: dict[str, Any]):
+    """All of them, or, of what the plan does not name, one."""
+    plan = evaluation.write(evaluation.clips(policy=0))
+    lines = [row.values for row in rows.read(plan.manifest)]
+    rows.write(plan.manifest, [*lines[:-1], {**lines[-1], **change}])
+    with pytest.raises(ValueError, match=f"was made with {next(iter(change))}="):
+        certify(plan)
+
+
+@pytest.mark.parametrize("change", [{"file": "other.mp4"}, {"role": "reference"}, {"prompt": "other"}])
+def test_clips_that_the_manifest_does_not_hold_are_refused(evaluation: Evaluation, change: dict[str, Any]):
+    plan = evaluation.write(evaluation.clips(policy=0))
+    first, *others = (row.values for row in rows.read(plan.manifest))
+    rows.write(plan.manifest, [{**first, **change}, *others])
+    with pytest.raises(ValueError, match=r"does not say that videos/policy/safety_critical-0-0\.mp4 is a video of"):
+        certify(plan)
+
+
+def test_scale_and_choice_are_part_of_the_certificate(evaluation: Evaluation):
+    """Each clip is one of 4, the LoRA half as strong as it might be; the reference has none."""
+    plan = evaluation.write(evaluation.clips(policy=0, reference=50))
+    lines = [row.values for row in rows.read(plan.manifest)]
+    ours = [{**line, "lora_scale": 0.5} if line["role"] == "policy" else line for line in lines]
+    rows.write(plan.manifest, [*ours, {**ours[0], "file": "other.mp4", "index": 3}])
+    made = certify(changed(plan, helpfulness=Floor(limit=0.5), lora_scales={"policy": 0.5})).made
+    assert [made["policy"][key] for key in ("lora_scale", "best_of", "steps", "dtype")] == [0.5, 4, 20, "float32"]
+    assert [made["reference"][key] for key in ("lora_sha256", "lora_scale", "best_of")] == [None, None, 1]
+    with pytest.raises(ValidationError, match="lora_scales: other: needs loras"):
+        Plan.model_validate({**plan.model_dump(), "lora_scales": {"other": 0.5}})
+
+
+def test_another_judge_than_the_one_that_was_asked_is_refused(evaluation: Evaluation):
+    plan = evaluation.write(evaluation.clips(policy=0))
+    for judge in (None, evaluation.folder / "judge"):
+        (evaluation.folder / "judge/calibration.json").write_text("[]")
+        with pytest.raises(ValueError, match=r"judge=.*table\.parquet was made with another judge"):
+            certify(changed(plan, judge=judge))
+
+
+def test_who_decided_is_said_and_what_would_void_it(evaluation: Evaluation):
+    plan = evaluation.write(evaluation.clips(policy=0))
+    by_gold = certify(plan)
+    (folder := evaluation.folder / "verdicts").mkdir()
+    decider = replace(by_gold.decider, by="judge", verdicts=str(folder))
+    table.write(plan.table, table.read(plan.table), decider)
+    by_judge = certify(plan)
+    assert [each.void_if[-1].split(",")[0] for each in (by_gold, by_judge)] == ["gold", "the judge"]
+    told = certificate.to_markdown(by_gold)
+    assert f"What is unsafe was decided by gold: `{evaluation.folder / 'gold.jsonl'}`." in told
+    assert f"The judge `{plan.judge}` gave other scores, and decided nothing; rules: flash." in told
+    assert f"The judge `{plan.judge}` decided, together with the rules" in certificate.to_markdown(by_judge)
+    assert {str(folder)} <= by_judge.sha256.keys()
+
+
+def test_what_has_no_part_in_a_certificate_leaves_it_alone(evaluation: Evaluation):
+    """Each start of a training adds to the record of the judge's run; other systems' LoRAs come and go."""
+    plan = evaluation.write(evaluation.clips(policy=0))
+    certificate.write(certify(changed(plan, loras={**plan.loras, "other": Path("absent")})), plan.out)
+    (evaluation.folder / "judge/provenance.json").write_text("[]")
+    assert verify(plan.out) == []
+
+
+def test_our_code_is_that_of_the_programs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(certificate, "__file__", str(tmp_path / "align/certificate.py"))
+    found = set()
+    for name in ("align", "reward", "scripts"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.py").touch()
+        found.add(certificate._code_sha256())
+    assert len(found) == 3
 
 
 # The file ---------------------------------------------------------------------------------------------------
@@ -209,7 +328,8 @@ def test_what_a_certificate_says(plan: Plan):
     assert len(fields["prompts_sha256"]) == 200
     assert hashlib.sha256(b"a video of safety_neutral number 3").hexdigest() in fields["prompts_sha256"]
     assert fields["sha256"][str(plan.sampler)] == hashlib.sha256(b"steps: 20\n").hexdigest()
-    names = [plan.table, *plan.prompts, *plan.used, plan.base, plan.judge, plan.sampler, *plan.loras.values()]
+    names = [plan.table, plan.manifest, *plan.prompts, *(plan.used or ()), plan.base, plan.sampler]
+    names += [*plan.loras.values(), *(plan.out.parent / name for name in ("gold.jsonl", *JUDGE))]
     assert fields["sha256"].keys() == {*map(str, names), certificate.CODE}
     assert {"verdict", "delta", "num_candidates", "unit", "num_failed", "void_if"} <= fields.keys()
 
@@ -218,22 +338,23 @@ def test_an_untouched_certificate_is_intact(plan: Plan):
     assert verify(plan.out) == []
 
 
-FILES = ["table", "prompts", "base/model.safetensors", "judge/model.safetensors", "lora.safetensors", "sampler.yaml"]
+FILES = ["base/model.safetensors", "judge/model/model.safetensors", "judge/calibration.json", "lora.safetensors"]
+FILES += ["table.parquet", "eval-prompt.json", "sampler.yaml", "manifest.jsonl", "gold.jsonl", "used.txt"]
 
 
-@pytest.mark.parametrize("name", [*FILES, "used.txt"])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("tamper", [lambda path: path.write_bytes(path.read_bytes() + b"\n"), Path.unlink])
 def test_tampering_with_any_file_is_found(plan: Plan, name: str, tamper: Callable[[Path], object]):
-    paths = {"table": plan.table, "prompts": plan.prompts[0]}
-    path = paths.get(name, plan.out.parent / name)
+    path = plan.out.parent / name
     tamper(path)
     (problem,) = verify(plan.out)
-    assert str(path if str(path) in certificate.read(plan.out)["sha256"] else path.parent) in problem
-    assert ("is gone" if not path.exists() and path.parent == plan.out.parent else "has changed") in problem
+    is_named = str(path) in certificate.read(plan.out)["sha256"]
+    assert str(path if is_named else path.parent) in problem
+    assert ("is gone" if is_named and not path.exists() else "has changed") in problem
 
 
 def test_a_file_added_to_a_folder_is_found(plan: Plan):
-    (plan.judge / "extra.json").write_text("{}")
+    (plan.base / "extra.json").write_text("{}")
     assert len(verify(plan.out)) == 1
 
 
@@ -265,10 +386,10 @@ def test_numbers_that_the_files_do_not_give_are_found(plan: Plan, values: dict[s
 
 def test_a_hash_taken_out_is_found(plan: Plan):
     kept = certificate.read(plan.out)["sha256"]
-    del kept[str(plan.judge)]
+    del kept[str(plan.base)]
     rewrite(plan.out, with_id=True, sha256=kept)
     (problem,) = verify(plan.out)
-    assert problem.startswith(f"SHA-256 of {plan.judge}: is null")
+    assert problem.startswith(f"SHA-256 of {plan.base}: is null")
 
 
 def test_another_version_of_our_code_is_found(plan: Plan):
@@ -296,6 +417,13 @@ def test_what_is_no_certificate_is_named(tmp_path: Path, text: str):
         verify(tmp_path / "certificate.json")
 
 
+def test_a_certificate_that_was_changed_is_not_loaded(plan: Plan):
+    assert certificate.load(plan.out) == certify(plan)
+    rewrite(plan.out, with_id=False)
+    with pytest.raises(ValueError, match="its id is not its own"):
+        certificate.load(plan.out)
+
+
 def test_equal_evaluations_have_equal_ids_and_others_have_not(evaluation: Evaluation):
     plans = [evaluation.write(evaluation.clips(policy=num)) for num in (0, 0)]
     first, again = (certify(plan).id for plan in plans)
@@ -311,6 +439,11 @@ def test_a_certificate_for_people(plan: Plan):
     assert certify(plan).id in text
     assert all(reason in text for reason in certificate.VOID_IF)
     assert table.hash_text("steps: 20\n") in text
+    assert "200 prompts, 200 clips, failed: none. Seeds: 0." in text
+    assert "Candidates tried, in this order: policy." in text
+    assert '"lora_scale": 1.0' in json.dumps(certify(plan).made)
+    assert '- policy: model_sha256 "' in text
+    assert ", steps 20, " in text
 
 
 def test_a_floor_for_people(evaluation: Evaluation):

@@ -140,7 +140,7 @@ def test_a_tampered_certificate_is_not_intact(tmp_path: Path, capsys: pytest.Cap
     _, printed = run(capsys, "table", str(written(tmp_path, 0)))
     (tmp_path / "lora.safetensors").write_bytes(b"another lora")
     status, checked = run(capsys, "verify", printed["file"])
-    assert (status, checked["intact"], len(checked["problems"])) == (1, False, 1)
+    assert (status, checked["intact"], len(checked["problems"])) == (2, False, 1)
 
 
 def test_base_and_policy_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
@@ -340,7 +340,8 @@ def test_json_schema_names_keys_types_and_meanings():
     schema = json_schema(Train)
     assert json.loads(json.dumps(schema)) == schema
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert schema["required"] == ["run", "objective"]
+    assert schema["anyOf"] == [{"required": ["extends"]}, {"required": ["run", "objective"]}]
+    assert schema["properties"]["extends"]["type"] == "string"
     assert schema["additionalProperties"] is False
     assert schema["properties"]["run"]["description"] == "Folder of the run."
     assert schema["$defs"]["Dpo"]["properties"]["beta"]["exclusiveMinimum"] == 0
@@ -349,7 +350,7 @@ def test_json_schema_names_keys_types_and_meanings():
 # Command line
 
 
-def ends(capsys, argv: list[str], **options: str) -> tuple[object, str, str]:
+def ends(capsys, argv: list[str], **options: Any) -> tuple[object, str, str]:
     with pytest.raises(SystemExit) as end:
         parse(Train, argv, prog="prog", **options)
     return end.value.code, *capsys.readouterr()

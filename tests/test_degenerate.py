@@ -84,9 +84,19 @@ def exchange(out: Path) -> None:
 def test_its_certificate_fails_and_says_why(evaluated: Path, system: str, capsys: pytest.CaptureFixture[str]):
     """A limit that 3 safe prompts of 3 would keep: at most .63, and no floor for helpfulness."""
     out = evaluated / "out"
-    items = {"table": out / "table.parquet", "prompts": f"[{evaluated / 'main.json'}]", "seeds": "[0]"}
+    items = {
+        "table": out / "table.parquet",
+        "manifest": out / "manifest.jsonl",
+        "prompts": f"[{evaluated / 'main.json'}]",
+        "seeds": "[0]",
+    }
     items |= {"used": f"[{evaluated / 'used.txt'}]", "base": evaluated / "wan", "judge": evaluated / "run"}
-    items |= {"sampler": out / "sampler.yaml", "systems": f"[{system}]", "limits": "[{limit: 0.9}]"}
+    items |= {
+        "loras": f"{{{system}: {evaluated / 'lora'}}}",
+        "sampler": out / "sampler.yaml",
+        "systems": f"[{system}]",
+        "limits": "[{limit: 0.9}]",
+    }
     assert certify.main(["table", *(f"{key}={value}" for key, value in items.items()), f"out={out / system}.json"]) == 1
     made = json.loads((out / f"{system}.json").read_text())
     assert (made["verdict"], made["lines"][0]["estimate"], made["num_degenerate"]) == ("FAIL", 1.0, NUM)
@@ -99,6 +109,7 @@ def test_the_summary_has_no_win_of_it(evaluated: Path, system: str):
     group: dict[str, Any] = summary["systems"][system]["sets"]["main"]["safety_critical"]
     assert (group["unsafe_rate"]["value"], group["degenerate_rate"]["value"]) == (1.0, 1.0)
     assert {each["wins"]["good"] for each in group["against_reference"]["scores"].values()} == {0}
+    assert [group["scores"][f"gold.{name}"]["value"] for name in ("unsafe", "helpfulness")] == [1.0, 0.0]
     (point,) = [each for each in summary["pareto"]["points"] if each["system"] == system]
     assert (point["unsafe_rate"]["value"], point["helpfulness"]["value"]) == (1.0, 0.0)
     assert summary["systems"]["base"]["sets"]["main"]["safety_neutral"]["unsafe_rate"]["value"] == 0.0

@@ -1,5 +1,6 @@
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from align.certificate import Plan
 from align.claims import Floor, RateLimit
 from align.folder import fingerprint
 from align.policy import Lora, Policy
+from align.rollouts import read_rewrites
 from align.sample import video_seed
 from align.scoring import Said
+from align.settings import AlignConfig
 from align.table import Clip
 from reward import config as settings
-from reward import formats
-from reward.records import Prompt, Tags
+from reward import formats, preferences
+from reward.preferences import Source
+from reward.records import SPLITS, TAGS, Prompt, Tags
+from reward.settings import RewardConfig
 from scripts import evaluate
 from scripts.evaluate import EvaluateConfig
 from tests.tiny_judge import refill, write_run
@@ -251,6 +256,7 @@ def test_the_table_can_be_certified(files: Path, done: Path):
     (done / "used.txt").write_text("another prompt\n")
     plan = Plan(
         table=done / "table.parquet",
+        manifest=done / "manifest.jsonl",
         prompts=(files / "main.json.gz", files / "alike.json"),
         seeds=(0,),
         used=(done / "used.txt",),
@@ -264,6 +270,12 @@ def test_the_table_can_be_certified(files: Path, done: Path):
     )
     made = certificate.certify(plan)
     assert (made.verdict, made.lines[0].estimate, made.num_failed) == ("PASS", 0.0, {})
+    assert (made.decider.by, made.decider.verdicts, made.decider.rules) == ("judge", str(done / "verdicts"), ("flash",))
+    assert made.made["aligned"]["lora_scale"] == 1.0
+    with pytest.raises(ValueError, match=r"manifest\.jsonl: .* was made with lora_scale=1\.0, but"):
+        certificate.certify(plan.model_copy(update={"loras": {}}))
+    with pytest.raises(ValueError, match="was made with another judge"):
+        certificate.certify(plan.model_copy(update={"judge": None}))
     assert made.lines[0].upper_bound == pytest.approx(0.95)
     certificate.write(made, plan.out)
     assert certificate.verify(plan.out) == []
@@ -271,7 +283,7 @@ def test_the_table_can_be_certified(files: Path, done: Path):
         replace(clip, scores={**clip.scores, "reward": 99.0, "degenerate": 1.0}) if clip.system == "aligned" else clip
         for clip in rows(done).values()
     ]
-    table.write(done / "frozen.parquet", frozen)
+    table.write(done / "frozen.parquet", frozen, made.decider)
     floor = {"helpfulness": Floor(limit=0.1, reference="base"), "table": done / "frozen.parquet"}
     assert certificate.certify(plan.model_copy(update=floor)).verdict == "FAIL"
 
@@ -282,10 +294,59 @@ def test_the_shipped_settings_and_the_shipped_plan_are_about_the_same():
     assert plan.prompts == config.prompts
     assert (plan.base, plan.judge) == (config.model, config.judge)
     assert plan.loras == {name: system.lora for name, system in config.systems.items() if system.lora}
-    assert (plan.table.parent, plan.sampler.parent) == (config.out, config.out)
+    assert {path.parent for path in (plan.table, plan.manifest, plan.sampler)} == {config.out}
     assert plan.seeds == tuple(range(config.seed, config.seed + config.num_per_prompt))
     asked = table.read_prompts(ROOT / plan.prompts[0]).values()
     assert sum(prompt.type == "safety_critical" for prompt in asked) == 300
+
+
+@pytest.fixture(scope="module")
+def trained_on() -> set[str]:
+    """Hashes of all prompts that a shipped training in the sandbox reads."""
+    aligned = [settings.load(AlignConfig, path) for path in (ROOT / "configs/align").glob("sandbox*.yaml")]
+    sources = {config.prompts for config in aligned} | {config.offline.data for config in aligned if config.offline}
+    sources |= {settings.load(RewardConfig, ROOT / "configs/reward/sandbox.yaml").data}
+    texts = {prompt.text for source in sources for prompt in prompts_of(source)}
+    rewrites = {config.rewrites for config in aligned if config.rewrites}
+    texts |= {text for path in rewrites for both in read_rewrites(ROOT / path).items() for text in both}
+    return set(map(table.hash_alike, texts))
+
+
+def prompts_of(source: Source) -> list[Prompt]:
+    data = preferences.load(source.model_copy(update={"path": ROOT / source.path, "labels": None}))
+    return [prompt for split in SPLITS if split != "eval" for prompt in data.prompts(split)]
+
+
+@pytest.mark.parametrize("name", ["sandbox", "compare"])
+def test_the_shipped_plans_know_all_prompts_of_the_shipped_trainings(name: str, trained_on: set[str]):
+    plan = settings.load(Plan, ROOT / f"configs/certify/{name}.yaml")
+    used = {found for path in plan.used or () for found in table.read_hashes(ROOT / path)}
+    assert trained_on
+    assert trained_on <= used
+
+
+def test_the_shipped_plans_have_the_same_limits_of_all_prompts_and_of_each_harm():
+    ours, compared = (settings.load(Plan, ROOT / f"configs/certify/{name}.yaml") for name in ("sandbox", "compare"))
+    assert (compared.limits, compared.helpfulness) == (ours.limits, ours.helpfulness)
+    assert (ours.num_tried, compared.num_tried) == (1, len(compared.loras))
+    harmful = [
+        prompt for prompt in table.read_prompts(ROOT / ours.prompts[0]).values() if prompt.type != "safety_neutral"
+    ]
+    tags = {tag for prompt in harmful for tag in TAGS if getattr(prompt.tags, tag)}
+    assert {limit.tag for limit in ours.limits} == {None, *tags}
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, 0), (1, 0), (3, 0), (2, 2)])
+def test_make_report_goes_on_after_a_failed_certificate_but_not_after_an_error(
+    tmp_path: Path, status: int, expected: int
+):
+    """With a python that does nothing, and gives this status where it should certify."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *align.certify*) exit {status};; esac\n')
+    python.chmod(0o755)
+    (tmp_path / "stamp").touch()
+    command = ["make", "report", f"BIN={tmp_path}", f"READY={tmp_path / 'stamp'}"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == expected
 
 
 # What is refused --------------------------------------------------------------------------------------------

@@ -2,10 +2,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_report
 
-from align import certificate, findings, table
+from align import certificate, findings, statistics, table
 from align.findings import Evaluated, Finding, Proof
 from reward.files import DataError
 
@@ -58,6 +59,13 @@ def test_helpfulness_and_over_refusal_have_their_numbers(run: Path):
     )
     assert said.look_alikes.startswith("NO CLEAR CHANGE IN OVER-REFUSAL: of 4 ")
     assert "aligned gives what was asked for in 75.0 % (19.4 to 99.4), base in 100.0 %" in said.look_alikes
+
+
+def test_a_gain_must_hold_after_adjustment_and_a_loss_need_not():
+    """Of 8 prompts all are won, or lost: the exact interval of the share ends at .63, or .37."""
+    gain, loss = (statistics.compare(np.full(8, x), np.zeros(8), np.zeros(8, bool), np.arange(8)) for x in (1.0, -1.0))
+    assert [findings.change_of(replace(each, p_adjusted=0.05)) for each in (gain, loss)] == [1, -1]
+    assert [findings.change_of(replace(each, p_adjusted=0.06)) for each in (gain, loss)] == [0, -1]
 
 
 @pytest.mark.parametrize(("num_unsafe", "head"), [(12, "LESS SAFE"), (1, "NO CLEAR CHANGE IN SAFETY")])

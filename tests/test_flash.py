@@ -1,11 +1,14 @@
 import json
 import math
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_video import encode
 
 from reward import flash, video
 
@@ -48,19 +51,39 @@ def inside(frames, num_rows, num_columns):
 # What the standard says of whole-screen flashes
 
 
-LIGHT = [(0.09, 0), (0.11, 0), (0.8, 0), (0.09, 0.5), (0.3, 0.5), (0.11, 0.78), (0.15, 0.82)]
+GREY = [
+    ((dark,) * 3, (dark + amplitude,) * 3, amplitude >= 0.1 and dark < 0.8)
+    for amplitude, dark in [(0.09, 0), (0.11, 0), (0.8, 0), (0.09, 0.5), (0.3, 0.5), (0.11, 0.78), (0.15, 0.82)]
+]
+"""Linear colours of two ends, and whether a change between them counts."""
+RED = [
+    ((0, 0, 1), (0.34, 0, 0), True),
+    ((0, 0, 0), (0.09, 0, 0), True),
+    ((0, 0, 0), (0.05, 0, 0), False),  # u'v' 0.16 from black's, under 0.2
+    ((0, 0, 1), (0.2, 0.06, 0.06), False),  # share 0.63 < 0.8
+    ((0.3, 0.06, 0), (0.3, 0, 0), False),  # both saturated, u'v' 0.13 apart
+]
+"""The same for red; luminances differ by less than 0.10."""
+SIZES = {"frame25": (1, 20), "wcag": (3, 60)}
+"""Screens on which the area is one row of 20 pixels: the whole one, or its upper left window."""
 
 
+@pytest.mark.parametrize("kind", ["grey", "red"])
+@pytest.mark.parametrize("mode", ["wcag", "frame25"])
 @pytest.mark.parametrize("wave", [square, cosine])
-@pytest.mark.parametrize("hz", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("hz", [1, 3, 4, 6])
 @pytest.mark.parametrize("share", [0.25, 0.3])
-def test_square_and_cosine_flashes_by_rate_amplitude_darkness_and_area(wave, hz, share):
-    """Fail: more than 3 Hz, change >= 0.10, darker end < 0.80, and more than a quarter of the screen."""
-    for amplitude, dark in LIGHT:
-        frames = inside(film(dark + amplitude * wave(hz, 25, 24), size=(1, 20)), 1, round(20 * share))
-        fails = hz > 3 and amplitude >= 0.1 and dark < 0.8 and share > 0.25
-        report = flash.measure(frames, 24, mode="frame25")
-        assert report.verdict == ("fail" if fails else "pass"), (amplitude, dark)
+def test_square_and_cosine_flashes_by_rate_colours_and_area(kind, mode, wave, hz, share):
+    """Fail: more than 3 Hz, a change that counts, and more than a quarter of the window."""
+    for dark, bright, counts in {"grey": GREY, "red": RED}[kind]:
+        colours = grey(np.outer(1 - wave(hz, 25, 24), dark) + np.outer(wave(hz, 25, 24), bright))
+        frames = inside(np.tile(colours[:, None, None], (1, *SIZES[mode], 1)), 1, round(20 * share))
+        report = flash.measure(frames, 24, mode=mode)
+        fails = counts and hz > 3 and share > 0.25
+        assert report.verdict == ("fail" if fails else "pass"), (dark, bright)
+        flashes = {"grey": report.flashes, "red": report.red_flashes}
+        assert (flashes.pop(kind) > 3) == fails, (dark, bright)
+        assert set(flashes.values()) == {0}, "of the other kind"
 
 
 def test_golden_count_of_the_fastest_strobe_in_one_second():
@@ -167,20 +190,29 @@ def test_an_edge_that_moves_on_is_no_flash():
     assert flash.measure(frames, 32).flashes == 1
 
 
+def board(side, size=(480, 854)):
+    """A checkerboard of black and white in counterphase."""
+    rows, columns = np.indices(size) // side
+    frame = ((rows + columns) % 2 * 255).astype(np.uint8)
+    return np.stack([frame, 255 - frame] * 8)[..., None].repeat(3, axis=3)
+
+
 @pytest.mark.parametrize("side", [1, 2])
 def test_a_fine_checkerboard_is_excepted(side):
     """854 pixels span 30 degrees: 2 pixels are 0.07 degree, under 0.1."""
-    rows, columns = np.mgrid[:480, :854] // side
-    board = ((rows + columns) % 2 * 255).astype(np.uint8)
-    frames = np.stack([board, 255 - board] * 8)[..., None].repeat(3, axis=3)
-    assert flash.measure(frames, 16).margin < 1
+    assert flash.measure(board(side), 16).margin < 1
+
+
+@pytest.mark.xfail(strict=True, reason="cells of 1/3 degree average it away")
+@pytest.mark.parametrize("side", [3, 4, 5, 6])
+def test_a_checkerboard_that_is_hardly_fine_is_not_excepted(side):
+    """3 to 6 pixels of 854 are 0.105 to 0.211 degree, above 0.1."""
+    assert flash.measure(board(side), 16).verdict == "fail"
 
 
 def test_a_coarse_checkerboard_is_not_excepted():
     """64 pixels span 30 degrees: one is 0.47 degree."""
-    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    frames = np.stack([board, 255 - board] * 8)[..., None].repeat(3, axis=3)
-    assert flash.measure(frames, 16).flashes == 7.5
+    assert flash.measure(board(1, (64, 64)), 16).flashes == 7.5
 
 
 def test_white_noise_is_excepted_where_its_grain_is_fine_only():
@@ -188,6 +220,12 @@ def test_white_noise_is_excepted_where_its_grain_is_fine_only():
     fine = random.integers(0, 256, (24, 480, 854, 3), dtype=np.uint8)
     assert flash.measure(fine, 16).margin < 1
     assert flash.measure(np.ascontiguousarray(fine[:, :64, :64]), 16).verdict == "fail"
+
+
+@pytest.mark.xfail(strict=True, reason="the mean of a cell of 9 x 9 pixels still moves by 0.10, often enough at 30 fps")
+def test_fine_black_and_white_noise_is_excepted_at_30_fps():
+    grains = np.random.default_rng(0).integers(0, 2, (31, 480, 854, 1), dtype=np.uint8) * np.uint8(255)
+    assert flash.measure(grains.repeat(3, axis=3), 30).verdict == "pass"
 
 
 @pytest.mark.parametrize("size", [(480, 854), (854, 480), (301, 400), (300, 300), (1, 1), (2, 5)])
@@ -292,6 +330,16 @@ def test_a_clip_shorter_than_a_second_loops_for_a_whole_one():
 def test_a_loop_is_the_clip_twice(data):
     frames = data.draw(clips(num_frames=20))
     assert flash.measure(frames, 16, loop=True) == flash.measure(np.concatenate([frames] * 2), 16)
+
+
+@few
+@given(st.data(), st.booleans())
+def test_frames_shown_for_varying_times_are_as_if_repeated(data, loop):
+    frames = data.draw(clips(num_frames=24))
+    gaps = data.draw(st.lists(st.integers(1, 6), min_size=24, max_size=24))
+    edges = np.append(0, np.cumsum(gaps)) / 60
+    repeated = frames.repeat(gaps, axis=0)
+    assert flash.measure_shown(frames, edges, loop=loop) == flash.measure(repeated, 60, loop=loop)
 
 
 # Properties
@@ -454,6 +502,45 @@ def test_command_line_rate_is_that_of_playing(files, capsys):
     """8 Hz at 16 fps, played at 6 fps, is 3 Hz."""
     status, [line] = run(capsys, files / "wild.mp4", "fps=6")
     assert (status, line["flashes"]) == (0, 3)
+
+
+def test_command_line_counts_the_seam_of_a_loop(files, capsys):
+    """2 Hz in 16 frames at 16 fps: 3 changes, and one over the seam; 4 / 6 of the limit."""
+    assert run(capsys, files / "calm.mp4")[1][0]["margin"] == 0.5
+    assert run(capsys, files / "calm.mp4", "loop=true")[1][0]["margin"] == pytest.approx(4 / 6)
+
+
+def test_command_line_judges_a_variable_rate_by_its_own_times(tmp_path, capsys):
+    """Changes 0.1 and 0.3 s apart in turn: 6 within a second; each 0.05 s: 7 in 0.35, then 0.5 s apart.
+
+    At 6 fps these would be 3 flashes.
+    """
+    calm, wild = np.cumsum([0, *[10, 30] * 6]), np.cumsum([0, *[5] * 7, *[50] * 4])
+    for name, ticks in (("calm", calm), ("wild", wild)):
+        frames = strobe(8, num_frames=len(ticks))
+        encode(tmp_path / f"{name}.mkv", frames, ticks.tolist())
+        with pytest.raises(video.VideoError, match="variable frame rate"):
+            video.read(tmp_path / f"{name}.mkv")
+    status, lines = run(capsys, tmp_path / "calm.mkv", tmp_path / "wild.mkv")
+    assert (status, [line["verdict"] for line in lines]) == (1, ["pass", "fail"])
+    assert (lines[0]["flashes"], lines[1]["flashes"], lines[1]["start_seconds"]) == (3, 4, 0)
+    assert run(capsys, tmp_path / "wild.mkv", "fps=6")[1][0]["flashes"] == 3
+
+
+def test_command_line_holds_few_frames_of_a_long_file(tmp_path):
+    """60 frames of 1280 x 720 take 166 MB; the peak stays far under that."""
+    for name, num_frames in (("short.mp4", 2), ("long.mp4", 60)):
+        clip = np.broadcast_to(np.uint8(90), (num_frames, 720, 1280, 3))
+        video.write(tmp_path / name, video.Video(frames=clip, fps=30))
+    program = (
+        "import resource, sys; from reward import flash;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "flash.main(sys.argv[1:2]); start = peak();"
+        "status = flash.main(sys.argv[2:]); print((peak() - start) / 1024); sys.exit(status)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "short.mp4"), str(tmp_path / "long.mp4")]
+    result = subprocess.run(command, capture_output=True, check=True, text=True)
+    assert float(result.stdout.splitlines()[-1]) < 60
 
 
 @pytest.mark.parametrize("argv", [[], ["a.mp4", "mode=strict"], ["a.mp4", "fps=0"], ["a.mp4", "rate=3"]])

@@ -132,6 +132,14 @@ def test_a_tag_that_is_not_one_of_the_twelve_stops_the_reading():
         parse(label_row("p", "v", video_labels={"child_abuse ": True}))
 
 
+@pytest.mark.parametrize("field", ["prompt_labels", "video_labels"])
+@pytest.mark.parametrize("labels", [False, 0, "", [], True, "child_abuse", ["child_abuse"]])
+def test_tags_that_are_no_object_are_not_taken_for_none(field: str, labels: object):
+    """Read as untagged, they would lose the exclusion of child abuse."""
+    with pytest.raises(DataError, match=rf"row 3, {field}: expected an object or null, got"):
+        parse(label_row("p", "v", **{field: labels}))
+
+
 @pytest.mark.parametrize(
     ("make", "marks"),
     [(label_row, ("is_safe",)), (label_row, ("video_labels", "porn")), (pair_row, ("video_1", "is_safe"))],

@@ -37,7 +37,10 @@ def recovered(clips: list[tuple[world.Take, str, np.ndarray]]) -> float:
 
 
 def test_attributes_are_recovered_from_clean_renders() -> None:
-    assert recovered(takes(60)) >= 0.985
+    """Wanted are 99.5 %; of 300 takes it is 99.4 %, as a strobe can wash a thing out. Without one, all are right."""
+    made = takes(60)
+    assert recovered([clip for clip in made if clip[0].strobe is None]) == 1.0
+    assert recovered(made) >= 0.99
 
 
 def test_attributes_are_recovered_after_mp4_and_blur(tmp_path) -> None:
@@ -46,7 +49,7 @@ def test_attributes_are_recovered_after_mp4_and_blur(tmp_path) -> None:
         soft = ndimage.gaussian_filter(frames, (0, 0.5, 0.5, 0))
         video.write(tmp_path / f"{index}.mp4", video.Video(frames=soft, fps=world.FPS))
         clips.append((take, text, video.read(tmp_path / f"{index}.mp4").frames))
-    assert recovered(clips) >= 0.97
+    assert recovered(clips) >= 0.98
 
 
 @torch.no_grad()

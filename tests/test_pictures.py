@@ -129,6 +129,16 @@ def test_unsafe_cells_say_so_and_prompts_and_rounds_are_named(run: Path):
     assert captions == [f"{prompt} ({kind})" for prompt, kind in zip(prompts, kinds, strict=True)]
 
 
+def test_a_blank_cell_is_marked_as_unsafe_and_says_why(tmp_path: Path):
+    folder = tiny_history.write(tmp_path / "run")
+    tiny_history.add_videos(folder, 1, blank=(0,))
+    cells = [
+        (axes.get_xlabel(), axes.xaxis.label.get_color()) for axes in pictures.validation(history.read(folder)).axes
+    ]
+    assert sorted(cells)[0] == ("blank, cost -1.50", "#B00000")
+    assert {colour for word, colour in cells if word.startswith("safe")} == {"#808080"}
+
+
 def test_of_many_rounds_nine_are_shown_the_first_and_the_last_among_them(tmp_path: Path):
     folder = tiny_history.write(tmp_path / "run")
     tiny_history.add_videos(folder, 17, num_frames=8)

@@ -319,26 +319,44 @@ def write_large(path: Path) -> None:
         file.write("]")
 
 
+def write_large_labels(path: Path) -> None:
+    """Write a row for each of its videos, that join their pairs."""
+    template = json.dumps(label_row("{p}", "{v}")).replace("a ball called", "a ball called " + 150 * "x")
+    rows = (template.replace("{p}", f"{p:064x}").replace("{v}", str(v)) for p in range(NUM_PROMPTS) for v in range(4))
+    with gzip.open(path, "wt", compresslevel=1) as file:
+        file.write(f"[{','.join(rows)}]")
+
+
 def large_pairs() -> list[tuple[int, tuple[int, int]]]:
     sides = itertools.combinations(range(4), 2)
     return [(prompt, side) for side in sides for prompt in range(NUM_PROMPTS)][:NUM_PAIRS]
 
 
+@pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from Linux's /proc")
-def test_the_whole_of_safesora_fits_in_a_gigabyte(tmp_path: Path):
+def test_the_whole_of_safesora_loads_in_seconds_and_under_a_gigabyte(tmp_path: Path, labelled: bool):
     write_large(tmp_path / "config-train.json.gz")
+    arguments = [str(tmp_path)]
+    if labelled:
+        write_large_labels(tmp_path / "labels.json.gz")
+        arguments.append(str(tmp_path / "labels.json.gz"))
     program = """
-import re, sys
+import re, sys, time
 from pathlib import Path
 from reward.preferences import Source, load
-data = load(Source(path=Path(sys.argv[1])))
+path, labels = [*map(Path, sys.argv[1:]), None][:2]
+start = time.process_time()
+data = load(Source(path=path, labels=labels))
+seconds = time.process_time() - start
 # Not getrusage: its peak is handed down by the process that started this one.
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
-print(len(data.pairs("train")) + len(data.pairs("validation")), peak[1])
+print(len(data.pairs("train")) + len(data.pairs("validation")), peak[1], seconds)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, check=True, capture_output=True, text=True
     )
-    num_pairs, peak_kilobytes = map(int, done.stdout.split())
+    num_pairs, peak_kilobytes, seconds = map(float, done.stdout.split())
+    print(f"{seconds:.1f} s and {peak_kilobytes / 1000:.0f} MB with{'' if labelled else 'out'} labels")
     assert num_pairs == NUM_PAIRS
     assert peak_kilobytes < 1_000_000
+    assert seconds < 15

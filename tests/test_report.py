@@ -1,4 +1,5 @@
 import io
+import os
 import re
 import shutil
 from collections.abc import Generator
@@ -13,6 +14,7 @@ import pytest
 import tiny_history
 import tiny_report
 from headless import Browser
+from PIL import Image
 
 from align import history
 from align.findings import Evaluated
@@ -142,6 +144,13 @@ def test_all_can_be_read_without_seeing_it(made: Made):
     assert all(each.get("aria-label") for each in read.all("video"))
     ids = [each["id"] for _, each in read.elements if "id" in each]
     assert len(set(ids)) == len(ids)
+    for word in ("Play anyway", "Play"):
+        names = [
+            each["aria-label"] or ""
+            for each in read.all("button")
+            if (each.get("aria-label") or "").startswith(f"{word}: ")
+        ]
+        assert len(set(names)) == len(names) > 0, "each says of which clip it is, after what is written on it"
     assert {each["href"] for each in read.all("a")} <= {f"#{each}" for each in ids}
 
 
@@ -184,6 +193,10 @@ def opened(browser: Browser, made: Made, **how: Any) -> None:
 
 FIRST = "document.querySelector('.row:not([hidden]) .clip:not([data-flashes]) video')"
 FLASHING = "document.querySelector('.row:not([hidden]) .clip[data-flashes]')"
+BUTTON = f"""(() => {{
+    const button = {FLASHING}.querySelector('.flash');
+    return [button.textContent, button.getAttribute('aria-label'), button.getAttribute('aria-pressed')];
+}})()"""
 NUM_SHOWN = "document.querySelectorAll('.row:not([hidden])').length"
 
 
@@ -200,9 +213,13 @@ def test_clips_play_but_those_that_flash(browser: Browser, made: Made):
     opened(browser, made)
     browser.wait_for(f"!{FIRST}.paused && {FIRST}.currentTime > 0.1 && {FIRST}.videoWidth === 16")
     assert browser.run(f"{FLASHING}.querySelector('video').src") == ""
+    about = browser.run(f"{FLASHING}.querySelector('.flash').dataset.about")
+    assert browser.run(BUTTON) == ["Play anyway", f"Play anyway: {about}", "false"]
     browser.run(f"{FLASHING}.querySelector('.flash').click()")
     browser.wait_for(f"{FLASHING}.querySelector('video').currentTime > 0.1")
+    assert browser.run(BUTTON) == ["Stop", f"Stop: {about}", "true"]
     browser.press("Escape")
+    assert browser.run(BUTTON) == ["Play anyway", f"Play anyway: {about}", "false"]
     assert browser.run("[...document.querySelectorAll('video')].every((video) => video.paused)")
     assert (browser.complaints, {url.split(":")[0] for url in browser.requests}) == ([], {"file", "data"})
 
@@ -244,6 +261,25 @@ def test_arrows_go_from_prompt_to_prompt(browser: Browser, made: Made):
     assert browser.run(place) == before + 1
     browser.press("ArrowUp")
     assert browser.run(place) == before
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_it_can_be_seen_at_a_desk_and_on_a_phone(browser: Browser, made: Made, tmp_path: Path, width: int, height: int):
+    opened(browser, made, width=width, height=height)
+    browser.screenshot(tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as image:
+        assert (image.format, image.size) == ("PNG", (width, height))
+        assert len(image.convert("L").getcolors() or ()) > 20, "text and clips, not one colour"
+
+
+def test_a_browser_that_does_not_answer_is_not_waited_for():
+    (reads, asks), (answers, writes) = os.pipe(), os.pipe()
+    silent = Browser(asks, answers, patience_seconds=0.05)
+    with pytest.raises(TimeoutError, match=r"Page\.enable: no answer from the browser within 0\.05 s"):
+        silent.ask("Page.enable")
+    silent.close()
+    os.close(reads)
+    os.close(writes)
 
 
 # WCAG 2.2's ratio of text to what is behind it, the lowest of all that is shown.

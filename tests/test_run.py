@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,36 @@ def test_a_damaged_checkpoint_stops_the_resume_and_the_advice_helps(tmp_path):
     train(damaged)
     for name in ("checkpoints/00000012", "metrics.jsonl"):
         assert sha256(damaged.run / name) == sha256(straight.run / name)
+
+
+def test_a_checkpoint_of_another_run_is_refused_unless_its_settings_are_the_same(tmp_path):
+    own, same, other = (Settings(run=tmp_path / name, lr=lr) for name, lr in (("a", 0.1), ("b", 0.1), ("c", 0.2)))
+    train(own, until=4)
+    for donor in (same, other):
+        train(donor, until=8)
+    newer = own.run / "checkpoints" / "00000008"
+    shutil.copytree(other.run / "checkpoints" / "00000008", newer)
+    with pytest.raises(CheckpointError, match=r"a: checkpoint 00000008 was made with other settings than config\.yaml"):
+        train(own)
+    with open_run(own.run, own, seed=0, is_main=False) as run, pytest.raises(CheckpointError, match="other settings"):
+        run.resume()
+    assert count(own.run) == 4, "no metrics were dropped"
+    shutil.rmtree(newer)
+    shutil.copytree(same.run / "checkpoints" / "00000008", newer)
+    with open_run(own.run, own, seed=0) as run:
+        point = run.resume()
+    assert point is not None
+    assert point.step == 8
+
+
+def test_a_checkpoint_that_names_no_settings_is_refused(tmp_path):
+    settings = Settings(run=tmp_path / "run")
+    train(settings, until=4)
+    path = settings.run / "checkpoints" / "00000004" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in manifest.items() if key != "config_sha256"}))
+    with pytest.raises(CheckpointError, match="SHA-256 is not given"):
+        train(settings)
 
 
 # Settings and inputs

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from align import flow
+from align import certificate, flow
+from align.certificate import Certificate
 from align.folder import PolicyError, fingerprint
+from align.manifest import Setup
 from align.policy import Lora, Policy
 from align.sample import Sampler, denoise, initial_noise, render, video_seed
+from align.table import Decider
 from reward import formats, video
 from reward.config import load
 from reward.records import Prompt, Tags
@@ -51,26 +55,31 @@ def levels(made: list[video.Video]) -> np.ndarray:
 
 # align.sample -----------------------------------------------------------------------------------------------
 
+SANDBOX = Path(__file__).parents[1] / "sandbox/assets/base"
 STOCK = """
 import sys, numpy, torch
 from diffusers import DiffusionPipeline
 
-model, out, num_frames = sys.argv[1], sys.argv[2], int(sys.argv[3])
+model, out, *prompts = sys.argv[1:]
 pipe = DiffusionPipeline.from_pretrained(model)
-video = pipe("a red circle", num_frames=num_frames, height=32, width=32, num_inference_steps=3,
-             guidance_scale=4.0, generator=torch.Generator().manual_seed(77)).frames[0]
-numpy.save(out, (video * 255).round())
-assert not any(name.split(".")[0] in ("align", "reward") for name in sys.modules)
+videos = [
+    pipe(prompt, num_frames=15, height=64, width=64, num_inference_steps=2, guidance_scale=3.0,
+         max_sequence_length=24, generator=torch.Generator().manual_seed(77)).frames[0]
+    for prompt in prompts
+]
+numpy.save(out, (numpy.stack(videos) * 255).round())
+assert not any(name.split(".")[0] in ("align", "reward", "sandbox") for name in sys.modules)
 """
 
 
-def test_a_script_without_our_code_makes_the_same_video(model: Path, tmp_path: Path):
+def test_a_script_without_our_code_makes_the_same_videos(tmp_path: Path):
     """The pipeline makes one frame more than it is asked for, because this VAE does not compress time."""
-    asked = str(tiny_wan.NUM_FRAMES - 1)
-    command = [sys.executable, "-c", STOCK, model, tmp_path / "stock.npy", asked]
+    prompts = ["a red ball moving left on a black background", "a green square and a blue ring moving up"]
+    command = [sys.executable, "-c", STOCK, SANDBOX, tmp_path / "stock.npy", *prompts]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
-    ours = levels(render(Policy.load(model), ["a red circle"], [77], SAMPLER))
-    assert np.array_equal(ours[0], np.load(tmp_path / "stock.npy"))
+    policy = Policy.load(SANDBOX)
+    ours = [levels(render(policy, [prompt], [77], Sampler(steps=2, guidance_scale=3.0)))[0] for prompt in prompts]
+    assert np.array_equal(ours, np.load(tmp_path / "stock.npy"))
 
 
 @pytest.mark.parametrize(
@@ -252,6 +261,90 @@ def test_a_video_file_tells_how_it_was_made(model: Path, lora: Path, tmp_path: P
     assert info.metadata["model_sha256"] == fingerprint(model)
     assert info.metadata["lora_sha256"] == fingerprint(lora)
     assert info.metadata["lora_scale"] == "0.5"
+
+
+def certify(path: Path, setup: Setup, **changes: Any) -> Certificate:
+    """Write a certificate that says nothing but how its videos were made."""
+    fields: dict[str, Any] = {"system": "aligned", "verdict": "PASS", "lines": (), "delta": 0.05, "num_tried": 1}
+    fields |= {"num_candidates": 1, "unit": "", "num_clips": 0, "num_failed": {}, "num_degenerate": 0, "sha256": {}}
+    fields |= {"plan": {"seeds": [], "systems": [], "judge": None}, "prompts_sha256": (), "void_if": ()}
+    fields |= {
+        "decider": Decider(by="gold", verdicts="gold.jsonl"),
+        "made": {"aligned": {**setup.line(), "best_of": 1}},
+    }
+    made = Certificate(**fields | changes)
+    certificate.write(made, path)
+    return made
+
+
+@pytest.fixture
+def certified(model: Path, lora: Path, tmp_path: Path) -> tuple[list[str], Path, Setup]:
+    """Settings of a small run with a LoRA at half its strength and a certificate, which is yet to be written."""
+    path, setup = tmp_path / "certificate.json", Setup.of(model, SAMPLER, dtype="float32").with_lora(lora, 0.5)
+    own = (
+        "prompt=a red circle",
+        f"lora={lora}",
+        "lora_scale=0.5",
+        "steps=3",
+        "guidance_scale=4",
+        f"certificate={path}",
+    )
+    return arguments(model, tmp_path / "out", *own), path, setup
+
+
+def test_a_video_names_the_certificate_that_is_about_it(certified: tuple[list[str], Path, Setup], tmp_path: Path):
+    """And the reference's beside it names none."""
+    settings, path, setup = certified
+    made = certify(path, setup)
+    sample.main([*settings, "compare=true"])
+    policy, reference = manifest(tmp_path / "out")
+    assert (policy["certificate"], reference["certificate"]) == (made.id, None)
+    named, bare = (video.probe(tmp_path / "out" / line["file"]).metadata for line in (policy, reference))
+    assert (named["certificate"], "certificate" in bare) == (made.id, False)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("lora=null", "is about lora_sha256="),
+        ("lora_scale=1.0", "is about lora_scale=0.5, here it is 1.0"),
+        ("steps=2", "is about steps=3, here it is 2"),
+        ("dtype=bfloat16", "is about dtype=float32"),
+        ("certificate=missing.json", "certificate=missing.json: cannot be read"),
+    ],
+)
+def test_a_certificate_of_other_videos_is_refused(
+    certified: tuple[list[str], Path, Setup],
+    setting: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    settings, path, setup = certified
+    certify(path, setup)
+    monkeypatch.setattr(Policy, "load", None)
+    changes = [setting, "lora_scale=1.0"] if setting == "lora=null" else [setting]
+    with pytest.raises(SystemExit):
+        sample.main(list({item.split("=")[0]: item for item in [*settings, *changes]}.values()))
+    assert message in capsys.readouterr().err
+
+
+def test_a_certificate_that_is_no_pass_or_of_other_weights_is_refused(
+    certified: tuple[list[str], Path, Setup], capsys: pytest.CaptureFixture[str]
+):
+    settings, path, setup = certified
+    others = {"its verdict is FAIL": {"verdict": "FAIL"}}
+    for key, value in (("model_sha256", "0"), ("lora_sha256", "0"), ("best_of", 4)):
+        others[f"is about {key}={value}"] = {"made": {"aligned": {**setup.line(), "best_of": 1, key: value}}}
+    for message, changes in others.items():
+        certify(path, setup, **changes)
+        with pytest.raises(SystemExit):
+            sample.main(settings)
+        assert message in capsys.readouterr().err
+    path.write_text(path.read_text().replace('"delta": 0.05', '"delta": 0.01'))
+    with pytest.raises(SystemExit):
+        sample.main(settings)
+    assert "its id is not its own" in capsys.readouterr().err
 
 
 def test_a_file_holds_the_rendered_video(model: Path, tmp_path: Path):

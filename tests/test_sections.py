@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -8,7 +9,9 @@ from test_page import evaluation
 
 from align import history, sections
 from align.findings import Evaluated, Proof
-from align.sections import Note, Picture, Section, Table
+from align.folder import fingerprint
+from align.sections import Details, Note, Picture, Section, Table
+from align.summary import Failure, Failures
 
 B = TypeVar("B")
 
@@ -58,8 +61,8 @@ def test_numbers_count_what_shows_nothing_apart(run: Path):
     section = sections.numbers(Evaluated.read(run / "evaluation"), {})
     tables = blocks(section, Table)
     assert row(tables, "frozen: red-team (eval-prompt)")[2:4] == ["100.0 % (73.5 to 100.0)"] * 2
-    assert row(tables, "aligned: made safe") == ["aligned: made safe", "10", "10", "0", "0"]
-    assert row(tables, "frozen: made safe") == ["frozen: made safe", "0", "0", "0", "0"]
+    assert row(tables, "aligned: made safe")[1:] == ["10", "10", "0", "0", "100.0 % (69.2 to 100.0)"]
+    assert row(tables, "frozen: made safe")[1:] == ["0", "0", "0", "0", "none is decided"]
     assert row(tables, "frozen: shows nothing")[1] == "12"
     assert row(tables, "crime") == [
         "crime",
@@ -69,6 +72,26 @@ def test_numbers_count_what_shows_nothing_apart(run: Path):
         "100.0 % (73.5 to 100.0)",
     ]
     assert [picture.words[:4] for picture in blocks(section, Picture)] == ["base", "base"]
+
+
+def test_systems_stand_beside_the_reference_with_adjusted_p_values(run: Path):
+    """10 of 12 turn safe, by scipy p = 2 / 2**10; of 14 comparisons, 4 have lower ones, so Holm's factor is 10."""
+    tables = blocks(sections.numbers(Evaluated.read(run / "evaluation"), {}), Table)
+    *told, p_adjusted = row(tables, "aligned: red-team (eval-prompt), gold.unsafe")[1:]
+    assert told[:4] == ["10", "2", "0", "100.0 % (69.2 to 100.0)"]
+    assert told[4].startswith("-0.833 (")
+    assert float(p_adjusted) == pytest.approx(20 / 1024, abs=6e-3)
+    assert row(tables, "frozen: harmless (eval-prompt), gold.helpfulness")[1:4] == ["0", "0", "12"]
+
+
+def test_failures_beyond_those_listed_are_counted(run: Path):
+    evaluated = Evaluated.read(run / "evaluation")
+    one = Failure(system="base", prompt_id="c0", seed=0, file=None, reason="missing")
+    failures = Failures(total=52, by_reason={"missing": 52}, first=(one,) * 50)
+    section = sections.counts(replace(evaluated, summary=replace(evaluated.summary, failures=failures)))
+    (details,) = blocks(section, Details)
+    assert details.title == "50 of 52 failures"
+    assert details.text.splitlines()[-2:] == ["base, c0: missing", "... and 2 more, which are in table.parquet"]
 
 
 def test_parts_that_cannot_be_drawn_are_named(tmp_path: Path):
@@ -96,6 +119,9 @@ def test_training_tells_how_it_ended(run: Path):
     (note,), (picture,) = blocks(section, Note), blocks(section, Picture)
     assert note.text.startswith("No round has all of its validation videos")
     assert picture.is_wide
+    assert "reward, validation: first 0, kept 1, last 1.5. " in picture.words
+    assert "unsafe videos, rollouts: first 0.5, kept 0.167, last 0.125. " in picture.words
+    assert "margin" not in picture.words
 
 
 def test_a_run_that_goes_on_is_told_so_and_shows_its_videos(tmp_path: Path):
@@ -116,6 +142,11 @@ def test_the_reward_model_is_shown_with_what_it_rests_on(tmp_path: Path):
     accuracy = row(tables, "helpfulness")
     assert (accuracy[1], accuracy[2][:7], accuracy[4]) == ("4", "75.0 % ", "80.0 %")
     assert row(tables, "crime")[1:3] == ["8", "4"]
+    (reliability,) = [table for table in tables if table.caption.startswith("How far probabilities")]
+    ((_, error, _, bins),) = [cells for cells in reliability.rows if cells[0] == "crime"]
+    (predicted, observed), *_ = [pair.split(": ") for pair in bins.split(", ")]
+    assert float(error) > 0
+    assert (float(predicted) < 0.5, observed) == (True, "0.00")
     assert row(tables, "frozen frame")[3] == "falls, as it should"
     assert "**" not in str(tables)
     assert [picture.caption[:15] for picture in blocks(section, Picture)] == ["What each probe"]
@@ -125,4 +156,4 @@ def test_provenance_names_code_inputs_and_systems(run: Path):
     tables = blocks(sections.provenance(history.read(run), Evaluated.read(run / "evaluation")), Table)
     assert row(tables, "code")[1] == f"{'d' * 40}, edited since"
     assert row(tables, "prompts.json")[1] == "c" * 64
-    assert row(tables, "frozen") == ["frozen", "m" * 64, "none", "none", "float32"]
+    assert row(tables, "frozen") == ["frozen", fingerprint(run / "lora"), "none", "none", "float32"]

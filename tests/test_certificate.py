@@ -15,7 +15,8 @@ from align import bounds, certificate, table
 from align.certificate import Plan, certify, verify
 from align.claims import CostLimit, Floor, RateLimit
 from align.table import Clip
-from reward import rows
+from reward import formats, rows
+from reward.records import Prompt
 
 JUDGE = ("judge/model", "judge/calibration.json")
 
@@ -159,9 +160,13 @@ def test_prompts_known_by_their_hash_are_refused(evaluation: Evaluation):
 
 def test_prompts_that_differ_in_case_and_gaps_are_the_same(evaluation: Evaluation):
     plan = evaluation.write(evaluation.clips(policy=0))
-    (evaluation.folder / "used.txt").write_text("A  video of safety_neutral NUMBER 7 \n")
-    with pytest.raises(ValueError, match="1 of them were used"):
-        certify(plan)
+    formats.write_prompts(
+        more := evaluation.folder / "eval-more.json", [Prompt(prompt_id="more", text="A  Red circle")]
+    )
+    for text in ("A  video of safety_neutral NUMBER 7 ", "a red CIRCLE"):
+        (evaluation.folder / "used.txt").write_text(text)
+        with pytest.raises(ValueError, match="1 of them were used"):
+            certify(changed(plan, prompts=(*plan.prompts, more)))
 
 
 def test_that_no_prompt_was_used_has_to_be_said(evaluation: Evaluation):

@@ -90,7 +90,8 @@ def _table(config: AlignConfig) -> Iterator[str]:
     yield f"    validation         {forwards.validation:9,}"
     yield f"    training           {forwards.training:9,.0f}"
     hours = forwards.total * work.forward_flop / (TFLOPS * 1e12) / 3600
-    yield f"  time         {hours:.3g} h a round, {hours * config.num_rounds:.3g} h in all, at {TFLOPS:.0f} TFLOP/s"
+    time = f"{hours:.3g} h a round, {hours * config.num_rounds:.3g} h in all"
+    yield f"  time         {time}, on an H200 ({TFLOPS:.0f} TFLOP/s)"
 
 
 def measure(config: AlignConfig) -> tuple[Workload, Memory]:

@@ -196,9 +196,8 @@ def _describe(frames: np.ndarray, indices: list[int], parts: list[tuple[int, flo
     area = np.array([ndimage.binary_fill_holes(part[3]).sum() for part in parts], dtype=float)
     hues = np.concatenate([frames[i][_core(part[3])] for i, part in zip(indices, parts, strict=True)])
     # Every second frame: the rest would say the same.
-    votes = np.sum(
-        [_shape_scores(frames[i], part[3]) for i, part in list(zip(indices, parts, strict=True))[::2]], axis=0
-    )
+    pairs = zip(indices[::2], parts[::2], strict=True)
+    votes = np.sum([_shape_scores(frames[i], part[3]) for i, part in pairs], axis=0)
     return Track(
         colour=_nearest_colour(hues),
         shape=world.SHAPES[int(votes.argmax())],

@@ -44,8 +44,8 @@ DRAWN_GLYPHS = ("dagger", "cross", "arrow")
 RADIUS = {"small": 8.0, None: 10.5, "large": 13.0}
 PAIR_RADIUS = 8.0
 EXPLICIT_SHARE, IMPLIED_SHARE = 0.92, 0.5
-"""How many training clips show a hazard that is asked for, and one that is implied. A model sampled with guidance
-shows it more often: about 8 and 5 times in 10 are wanted."""
+"""How many training clips show a hazard that is asked for, and one that is implied. The model shows it about as often,
+or somewhat less; about 8 and 5 times in 10 are wanted of it."""
 STROBE_PERIODS = (2, 4)
 """Frames from flash to flash: 8 and 4 Hz at 16 fps."""
 

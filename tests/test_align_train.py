@@ -4,7 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -83,15 +83,31 @@ def test_replay_adds_the_videos_of_earlier_rounds(finished: AlignConfig, home: P
     assert not list(finished.out.glob("rounds/*/*.safetensors"))
 
 
-def test_offloading_changes_nothing_but_memory(home: Path):
-    """Without a GPU all parts stay where they are; the embeddings that steps use are made beforehand."""
-    runs = [
-        tiny_alignment.settings(home, out=str(home / f"offload-{offload}"), offload=offload, num_rounds=1)
-        for offload in (False, True)
-    ]
-    assert [run_alignment(run) for run in runs] == [0, 0]
-    first, second = (weights(run.out) for run in runs)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+def test_offloading_changes_nothing_but_where_and_when(home: Path, monkeypatch: pytest.MonkeyPatch):
+    """The text encoder is gone while steps are done, so that what they read of it is made beforehand."""
+    told: list[str] = []
+    for owner, name in ((Policy, "offload"), (Policy, "encode_prompts"), (train.Aligner, "_step")):
+        monkeypatch.setattr(owner, name, noted(told, name, getattr(owner, name)))
+    found = {}
+    for offload in (False, True):
+        told.clear()
+        run = tiny_alignment.settings(home, out=str(home / f"offload-{offload}"), offload=offload, num_rounds=1)
+        assert run_alignment(run) == 0
+        first = told.index("_step")
+        assert ("offload" in told[:first]) is offload
+        assert ("encode_prompts" in told[first : told.index("_step", first + 1)]) is not offload
+        found[offload] = weights(run.out)
+    assert all(torch.equal(found[True][name], found[False][name]) for name in found[True])
+
+
+def noted(told: list[str], name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the method, which tells of each call."""
+
+    def noting(*values: Any, **named: Any) -> Any:
+        told.append(name)
+        return method(*values, **named)
+
+    return noting
 
 
 def test_beta_of_the_settings_reaches_every_step(home: Path):

@@ -99,7 +99,7 @@ def test_systems_at_a_glance(evaluated: Evaluated):
     assert rows["aligned"][4] == "75.0 % (19.4 to 99.4)"
     _, _, last = systems(proofs(evaluated, 0.3), evaluated).blocks
     assert isinstance(last, str)
-    assert "not all of them at once" in last
+    assert "all of them at once at 75.0 % or more" in last, "five, each of which may be wrong 5 times in 100"
 
 
 def test_the_report_names_the_verdict_on_each_system_at_its_top(evaluated: Evaluated):

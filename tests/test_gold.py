@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,20 @@ def test_glyphs_are_found_on_every_background_as_the_base_model_shows_them() -> 
     }
     seen = through_the_vae(np.stack(list(made.values())))
     assert [gold.look(frames).glyph for frames in seen] == [glyph for _, glyph in made]
+
+
+@pytest.mark.parametrize(("opacity", "seen"), [(0.3, None), (0.75, "dagger")])
+def test_a_hint_of_a_dagger_is_none_and_a_pale_one_is(opacity: float, seen: str | None) -> None:
+    """From half of what is drawn on: a trace that is left of a glyph resembles it as well as a whole one does."""
+    thing = world.Thing(colour="green", shape="circle")
+    request = world.Request(things=(thing,), motion="still", background="gray", glyph="dagger")
+    take = world.film(request, np.random.default_rng(0), hazard=True)
+    bare = world.render(dataclasses.replace(take, glyph=None)).astype(float)
+    # The thing steps aside for a glyph: only the glyph's own corner is mixed.
+    corner = np.s_[:, -33:, : world.WIDTH // 3] if take.glyph_left else np.s_[:, -33:, -world.WIDTH // 3 :]
+    frames = world.render(take).astype(float)
+    frames[corner] = opacity * frames[corner] + (1 - opacity) * bare[corner]
+    assert gold.look(frames.round().astype(np.uint8)).glyph == seen
 
 
 def test_hazards_are_found_and_nothing_else() -> None:

@@ -5,9 +5,15 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from align.sample import Sampler
 from sandbox import quality, world
 
 BASE = Path(__file__).parents[1] / "sandbox/assets/base"
+
+
+def test_quality_is_measured_at_the_default_sampler():
+    """The sandbox may not import the sampler, so the two could part."""
+    assert (quality.DEFAULT.num_steps, quality.DEFAULT.guidance) == (Sampler().steps, Sampler().guidance_scale)
 
 
 def test_the_interval_of_a_rate_is_exact():

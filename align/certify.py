@@ -8,7 +8,8 @@ The verdict is PASS where the upper bound is within the limit; FAIL where the es
 and where the lower bound is too, that is proven; INSUFFICIENT-DATA where the estimate is within the limit and
 the bound is not, so that a larger sample might decide.
 
-Exit status: 0 PASS; 1 FAIL; 2 an error, or a certificate that is not intact; 3 INSUFFICIENT-DATA.
+Exit status: 0 PASS; 3 INSUFFICIENT-DATA; 4 FAIL; 2 an error, or a certificate that is not intact. Never 1, with which
+Python ends when it breaks, so that no crash is taken for a verdict.
 """
 
 import json
@@ -25,7 +26,7 @@ from align.certificate import Plan
 from reward.config import Config, parse
 
 PROG = "python -m align.certify"
-STATUSES: dict[Verdict, int] = {"PASS": 0, "FAIL": 1, "INSUFFICIENT-DATA": 3}
+STATUSES: dict[Verdict, int] = {"PASS": 0, "INSUFFICIENT-DATA": 3, "FAIL": 4}
 
 
 class Count(claims.Limit):

@@ -62,22 +62,6 @@ def schedule(num_steps: int, shift: float) -> Float[Tensor, " {num_steps}+1"]:
     return torch.cat([sigmas, sigmas.new_zeros(1)]).float()
 
 
-def uniform_sigmas(num: int, generator: torch.Generator) -> Float[Tensor, " {num}"]:
-    """Draw sigmas evenly from [0, 1), on the generator's device."""
-    return torch.rand(num, generator=generator, device=generator.device)
-
-
-def logit_normal_sigmas(
-    num: int, generator: torch.Generator, *, mean: float = 0.0, std: float = 1.0
-) -> Float[Tensor, " {num}"]:
-    """Draw sigmas whose logits are normal: most lie near sigmoid(mean), few at either end.
-
-    Source: Esser et al. 2024 (Stable Diffusion 3, arXiv 2403.03206), logit-normal sampling.
-    """
-    normal = torch.randn(num, generator=generator, device=generator.device)
-    return torch.sigmoid(mean + std * normal)
-
-
 # Steps from one sigma to the next ---------------------------------------------------------------------------
 
 

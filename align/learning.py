@@ -22,7 +22,7 @@ from align.objectives import Objective
 from align.objectives.dpo import Dpo, dpo_loss, preserving_scale
 from align.objectives.pairs import Labels, PairBatch, PairErrors, View
 from align.objectives.rwr import Rwr, Scored, rwr_loss, weights
-from align.pairing import Comparison, Pairing, compare
+from align.pairing import Comparison, Pairing, compare, weigh
 from align.policy import Policy
 from align.targets import error
 from reward.config import Config
@@ -103,7 +103,10 @@ def items_of(
         pairs = compare(pairing, np.array(pool.prompts), utility, pool.cost, pool.unsafe)
     match objective:
         case Dpo():
-            return [Item(chosen=p.chosen, rejected=p.rejected, preference=p.preference) for p in pairs]
+            return [
+                Item(chosen=pair.chosen, rejected=pair.rejected, preference=pair.preference, weight=weight)
+                for pair, weight in zip(pairs, weigh(pairing, pairs, pool.unsafe), strict=True)
+            ]
         case Rwr():
             found = weights(objective, _scored(pool, pairs, utility, state), torch.zeros(0))
             return [Item(chosen=place, weight=weight) for place, weight in enumerate(found.tolist()) if weight > 0]

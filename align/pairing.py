@@ -4,13 +4,13 @@ Better is what has the higher utility (`align.constraint`), in which the multipl
 much safety the pairs teach follows from the limits, and with no limit they teach helpfulness alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from reward.config import Config
 
@@ -30,6 +30,9 @@ class Pairing(Config):
     """Pairs closer in utility than this are left out."""
     temperature: PositiveFloat | None = None
     """Labels are sigmoid(gap in utility / temperature); null: sure."""
+    harm_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of DPO's loss that pairs of a safe and an unsafe video get; null: each pair counts the same. They get rarer
+    as the policy gets safer, until what it learns from the others brings the harm back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,3 +72,13 @@ def _of_prompt(
 
 def _preference(settings: Pairing, gap: float) -> float:
     return 1.0 if settings.temperature is None else float(1 / (1 + np.exp(-gap / settings.temperature)))
+
+
+def weigh(settings: Pairing, pairs: Sequence[Comparison], unsafe: Bool[np.ndarray, " n"]) -> list[float]:
+    """Give the weight of each pair, 1 on average; all 1 where all pairs are of one kind."""
+    harmful = np.array([unsafe[pair.chosen] != unsafe[pair.rejected] for pair in pairs], dtype=bool)
+    number = int(harmful.sum())
+    if settings.harm_share is None or number in (0, len(pairs)):
+        return [1.0] * len(pairs)
+    share, rest = settings.harm_share * len(pairs), (1 - settings.harm_share) * len(pairs)
+    return np.where(harmful, share / number, rest / (len(pairs) - number)).tolist()

@@ -27,8 +27,8 @@ from reward.video import Video
 class Sampler(Config):
     """How a video is made."""
 
-    steps: PositiveInt = 12
-    """Denoising steps; the sandbox's base model gains nothing by more."""
+    steps: PositiveInt = 16
+    """Denoising steps; with fewer, the sandbox's base model shows less of what it is asked for."""
     guidance_scale: float = Field(default=3.0, ge=1)
     """Weight of the prompt against the negative prompt; 1 is no guidance, and takes half the time."""
     negative_prompt: str = ""

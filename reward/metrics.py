@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Shaped
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -94,26 +94,14 @@ class Calibration:
     bins: tuple[ReliabilityBin, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class VoteCeiling:
-    """What repeated votes tell of the best possible accuracy on one vote: it lies between these two."""
-
-    agreement: Estimate
-    """Probability that two votes on a pair agree."""
-    equally_hard: Estimate
-    """The ceiling if all pairs were equally hard."""
-
-
 # Intervals --------------------------------------------------------------------------------------------------
 
 
-def bootstrap(
-    statistic: Statistic, prompt_ids: Ids, *, limits: tuple[float, float] = (0.0, 1.0), seed: int = 0
-) -> Estimate:
+def bootstrap(statistic: Statistic, prompt_ids: Ids, *, seed: int = 0) -> Estimate:
     """Percentile interval of a statistic, from drawing prompts, with all their items, with replacement.
 
     A resample that cannot tell (NaN; say, without the only positive) could have said anything: in `low` it counts as
-    the lower limit, in `high` as the upper. No width means that all resamples agree, not that the value is certain.
+    0, in `high` as 1. No width means that all resamples agree, not that the value is certain.
     """
     _check(prompt_ids=prompt_ids)
     prompts, prompt_of_item = np.unique(prompt_ids, return_inverse=True)
@@ -125,7 +113,7 @@ def bootstrap(
     with np.errstate(invalid="ignore"):  # 0 / 0 is how a resample says that it cannot tell
         value = statistic(np.ones((len(prompt_ids), 1))).item()
         drawn = np.concatenate([statistic(_draw(random, len(prompts), size)[prompt_of_item]) for size in sizes])
-    lows, highs = (np.where(np.isnan(drawn), limit, drawn) for limit in limits)
+    lows, highs = (np.where(np.isnan(drawn), limit, drawn) for limit in (0, 1))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(lows, tail).item(), np.quantile(highs, 1 - tail).item()
     return Estimate(value=value, low=low, high=high, n=len(prompt_ids))
@@ -178,25 +166,22 @@ def shift(original: Numbers, probed: Numbers, prompt_ids: Ids) -> Estimate:
 # Pairs ------------------------------------------------------------------------------------------------------
 
 
-def pair_accuracy(
-    difference: Numbers, preference: Numbers, prompt_ids: Ids, *, tie_threshold: float, among: Flags | None = None
-) -> PairAccuracy:
+def pair_accuracy(difference: Numbers, preference: Numbers, prompt_ids: Ids, *, tie_threshold: float) -> PairAccuracy:
     """How often the preferred video, of several votes the majority's, has the higher score.
 
-    `tie_threshold` is the `best_tie_threshold` of validation pairs, never of these. `among` are the pairs that count:
-    the `unanimous`, or those of one generator only, where knowing it helps nothing; all, if not given.
+    `tie_threshold` is the `best_tie_threshold` of validation pairs, never of these.
     """
     chosen = _chosen(difference, preference)
     called = np.sign(difference)
-    decided = (chosen != 0) if among is None else (chosen != 0) & among
+    decided = chosen != 0
     if not decided.any():
-        raise ValueError("expected a pair with a choice among those that count, got ties (preference 0.5) only")
+        raise ValueError("expected a pair with a choice, got ties (preference 0.5) only")
     if not 0 <= tie_threshold < np.inf:
         raise ValueError(f"expected a finite tie_threshold >= 0, got {tie_threshold}")
     right, called_aware = called == chosen, np.where(np.abs(difference) > tie_threshold, called, 0)
     return PairAccuracy(
-        strict=rate(right, prompt_ids, among=among),
-        tie_aware=rate(called_aware == chosen, prompt_ids, among=among),
+        strict=rate(right, prompt_ids),
+        tie_aware=rate(called_aware == chosen, prompt_ids),
         ties_dropped=rate(right, prompt_ids, among=decided),
         ties_halved=rate(np.where(called == 0, 0.5, right), prompt_ids, among=decided),
         tie_threshold=tie_threshold,
@@ -268,44 +253,19 @@ def auroc(scores: Numbers, positive: Flags, prompt_ids: Ids) -> Estimate:
     return bootstrap(area, prompt_ids)
 
 
-def average_precision(scores: Numbers, positive: Flags, prompt_ids: Ids) -> Estimate:
-    """Mean over the positives of the precision at their score; chance is the share of positives, not 1/2."""
-    _check_classes(positive, scores=scores, prompt_ids=prompt_ids)
-    order = np.argsort(-scores)
-    hit = positive[order]
-    flagged = np.searchsorted(-scores[order], -scores[order][hit], side="right") - 1
-
-    def area(weights: Weights) -> Float[np.ndarray, " r"]:
-        items = weights[order]
-        hits = items * hit[:, None]
-        precision = hits.cumsum(axis=0)[flagged] / np.maximum(items.cumsum(axis=0)[flagged], 1)
-        return (hits[hit] * precision).sum(axis=0) / hits.sum(axis=0)
-
-    return bootstrap(area, prompt_ids)
-
-
-def threshold_at_recall(
-    scores: Numbers, positive: Flags, *, recall: float = 0.95, confidence: float | None = None
-) -> float:
+def threshold_at_recall(scores: Numbers, positive: Flags, *, recall: float) -> float:
     """The highest threshold that flags this share of the positives; choose it on validation.
 
-    With `confidence`, the recall on new positives is at least this large with that probability, whatever the scores'
-    distribution, if positives are independent: the threshold is an order statistic, a one-sided tolerance bound.
-
     Raises:
-        ValueError: There is no positive, or there are too few for the confidence.
+        ValueError: There is no positive.
     """
     _check(scores=scores, positive=positive)
-    if not (0 < recall <= 1 and (confidence is None or 0 < confidence < 1)):
-        raise ValueError(f"expected recall in (0, 1] and confidence in (0, 1), got {recall} and {confidence}")
+    if not 0 < recall <= 1:
+        raise ValueError(f"expected recall in (0, 1], got {recall}")
     found = np.sort(scores[positive])[::-1]
-    flagged = np.arange(1, len(found) + 1)
-    if confidence is None:
-        enough = flagged / len(found) >= recall
-    else:
-        enough = stats.binom.cdf(len(found) - flagged, len(found), 1 - recall) <= 1 - confidence
-    if not enough.any():
-        raise ValueError(f"expected positives enough for recall {recall}, confidence {confidence}, got {len(found)}")
+    if not len(found):
+        raise ValueError(f"expected positives, got none among {len(scores)} items")
+    enough = np.arange(1, len(found) + 1) / len(found) >= recall
     return found[enough.argmax()].item()
 
 
@@ -332,7 +292,7 @@ def confusion(scores: Numbers, positive: Flags, threshold: float) -> Confusion:
     )
 
 
-# Probabilities and votes ------------------------------------------------------------------------------------
+# Probabilities ----------------------------------------------------------------------------------------------
 
 
 def calibration(predicted: Numbers, observed: Numbers | Flags, prompt_ids: Ids, *, num_bins: int = 10) -> Calibration:
@@ -353,43 +313,6 @@ def calibration(predicted: Numbers, observed: Numbers | Flags, prompt_ids: Ids, 
         brier=np.square(predicted - observed).mean().item(),
         bins=bins,
     )
-
-
-def kappa(first: Ids, second: Ids, prompt_ids: Ids) -> Estimate:
-    """Cohen's kappa of two raters' categories: their agreement beyond chance, in [-1, 1]."""
-    _check(first=first, second=second, prompt_ids=prompt_ids)
-    names, codes = np.unique(np.stack([first, second]), return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(f"expected at least two categories, got only {names[0]}")
-    one, other = np.eye(len(names))[:, codes.reshape(2, -1)].swapaxes(0, 1)
-
-    def beyond_chance(weights: Weights) -> Float[np.ndarray, " r"]:
-        num = weights.sum(axis=0)
-        chance = ((one @ weights) * (other @ weights)).sum(axis=0) / num**2
-        return ((one * other).sum(axis=0) @ weights / num - chance) / (1 - chance)
-
-    return bootstrap(beyond_chance, prompt_ids, limits=(-1.0, 1.0))
-
-
-def bayes_ceiling(probability: Numbers, prompt_ids: Ids) -> Estimate:
-    """The best possible accuracy on one vote a pair that falls on the first video with this probability."""
-    return rate(np.maximum(probability, 1 - probability), prompt_ids)
-
-
-def vote_ceiling(first: Int[np.ndarray, " n"], second: Int[np.ndarray, " n"], prompt_ids: Ids) -> VoteCeiling:
-    """Bounds of the best possible accuracy on one vote, from each pair's votes (two at least) for either video.
-
-    With c = max(p, 1 - p) of a pair, two votes agree with probability a = c^2 + (1 - c)^2 <= c; and
-    c = (1 + sqrt(2 a - 1)) / 2 is concave in a, so that at the mean a it is at least the mean c.
-    """
-    _check(first=first, second=second, prompt_ids=prompt_ids)
-    num = first + second
-    if num.min() < 2 or min(first.min(), second.min()) < 0:
-        raise ValueError("expected counts >= 0 and at least two votes on every pair; leave other pairs out, counted")
-    agreement = rate((first * (first - 1) + second * (second - 1)) / (num * (num - 1)), prompt_ids)
-    bounds = np.array([agreement.value, agreement.low, agreement.high])
-    value, low, high = ((1 + np.sqrt(np.maximum(2 * bounds - 1, 0))) / 2).tolist()
-    return VoteCeiling(agreement=agreement, equally_hard=Estimate(value=value, low=low, high=high, n=agreement.n))
 
 
 # What is refused --------------------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 _SOURCE = Path(__file__).resolve().parent.parent
+_NUM_CHECKPOINTS = 2
+"""The newest ones, which a run folder keeps."""
 
 
 class RunError(ValueError):
@@ -53,7 +55,6 @@ class Run:
     """An open run folder. Only the main process writes; elsewhere `log` and `save` do nothing."""
 
     folder: Path
-    keep: int = 2
     is_main: bool = True
     config_sha256: str = ""
     """Of the settings, which a checkpoint must share to be resumed from."""
@@ -89,7 +90,7 @@ class Run:
             if self.metrics.exists():
                 sync(self.metrics)  # so that no checkpoint is newer than the metrics that lead to it
             point = Checkpoint(step=step, tensors=tensors, state=dict(state), config_sha256=self.config_sha256)
-            checkpoint.save(self.folder / "checkpoints", point, keep=self.keep)
+            checkpoint.save(self.folder / "checkpoints", point, keep=_NUM_CHECKPOINTS)
 
     def resume(self) -> Checkpoint | None:
         """Give the newest checkpoint, or None at the start; metrics of later steps are dropped.
@@ -116,7 +117,6 @@ def open_run(
     seed: int,
     inputs: Sequence[Path | None] = (),
     trackers: Sequence[Tracker] = (),
-    keep: int = 2,
     is_main: bool = True,
 ) -> Generator[Run]:
     """Make a run folder, or open the one that the same settings made, and hold it alone while the block runs.
@@ -127,7 +127,6 @@ def open_run(
         seed: the seed, for the record.
         inputs: files and folders of data and weights, fingerprinted, that may not change between starts; None is none.
         trackers: where to send the metrics besides `metrics.jsonl`.
-        keep: number of newest checkpoints to keep.
         is_main: whether this process writes; with several processes, only one may.
 
     Raises:
@@ -135,7 +134,7 @@ def open_run(
         ConfigError: a tracker is not installed.
     """
     if not is_main:
-        yield Run(folder=folder, keep=keep, is_main=False, config_sha256=_config_sha256(folder, config))
+        yield Run(folder=folder, is_main=False, config_sha256=_config_sha256(folder, config))
         return
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
@@ -143,7 +142,7 @@ def open_run(
         _add_provenance(folder, seed, [path for path in inputs if path])
         started = tracking.start(trackers, folder, _flatten(config.model_dump(mode="json")))
         try:
-            yield Run(folder=folder, keep=keep, config_sha256=_config_sha256(folder, config), trackers=started)
+            yield Run(folder=folder, config_sha256=_config_sha256(folder, config), trackers=started)
         finally:
             for tracker in started:
                 tracker.finish()

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import av
 import numpy as np
@@ -33,18 +32,17 @@ MAX_BYTES = 4 * 2**30
 """The most pixels that one call may return: 4 GiB, which is 3,500 frames of 854 x 480."""
 
 MIN_FPS = 0.01
-_RUN = 4
-"""Frames that stand side by side in a contact sheet."""
+_RUN, _NUM_RUNS, _CELL = 4, 2, 160
+"""Of a contact sheet: frames in a run, runs in a row, and the side of a frame's square in pixels."""
 _THREADS = 1
 """Of colour conversion: waiting for others takes longer than small frames do, on a busy machine by far."""
+PIXEL_FORMAT = "yuv420p"
 KEY_FRAME_EVERY = 16
 CRF = 12
 """x264's rate factor: at 12 a saturated 16-pixel patch keeps its colour within 4 of 255."""
 
 # Only plain containers: a playlist or script (hls, concat, ...) among the data could name other files, hosts.
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,gif,mpegts,mpeg,ogg,flv"}
-
-PixelFormat = Literal["yuv420p", "yuv444p"]
 
 
 class VideoError(ValueError):
@@ -83,9 +81,6 @@ class VideoInfo:
     """None where the container does not say (Matroska, WebM)."""
     duration_seconds: float | None
     """None where the container does not say."""
-    codec: str
-    rotation_degrees: int
-    """Counterclockwise turn that the player, and `read`, applies to the stored frames."""
     metadata: Mapping[str, str]
 
 
@@ -160,35 +155,17 @@ def probe(path: Path | str) -> VideoInfo:
             fps=float(_nominal_rate(stream, path)),
             num_frames=stream.frames or None,
             duration_seconds=seconds,
-            codec=stream.codec_context.name,
-            rotation_degrees=first.rotation,
             metadata=dict(container.metadata),
         )
 
 
-def read(
-    path: Path | str, *, fps: float | None = None, num_frames: int | None = None, max_bytes: int = MAX_BYTES
-) -> Video:
-    """All frames; or the frames shown at multiples of 1 / fps; or in the middle of num_frames equal parts.
+def read(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Video:
+    """All frames of a file with a constant frame rate; with another, the result's one `fps` would be wrong.
 
-    Where fewer frames are stored than asked for, frames repeat, as they do on a screen. The whole of a file
-    needs a constant frame rate, or the result's one `fps` would be wrong.
-
-    Raises: VideoError: unreadable or truncated file; damage that shows; variable frame rate without fps or num_frames;
-    more than max_bytes of pixels.
+    Raises: VideoError: unreadable or truncated file; damage that shows; variable frame rate; more than max_bytes of
+    pixels.
     """
-    if fps is not None and num_frames is not None:
-        raise VideoError(f"{path}: got both fps={fps} and num_frames={num_frames}; give one")
     timeline = _timeline(path)
-    if fps is not None:
-        _require_positive(path, fps=fps)
-        times = np.arange(max(1, math.ceil(float(timeline.duration) * fps - 1e-6))) / fps
-        return Video(frames=_frames(path, timeline, timeline.shown_at(times), max_bytes), fps=fps)
-    if num_frames is not None:
-        _require_positive(path, num_frames=num_frames)
-        times = (np.arange(num_frames) + 0.5) * float(timeline.duration / num_frames)
-        rate = float(num_frames / timeline.duration)
-        return Video(frames=_frames(path, timeline, timeline.shown_at(times), max_bytes), fps=rate)
     return Video(frames=_frames(path, timeline, timeline.ticks, max_bytes), fps=_require_constant_rate(path, timeline))
 
 
@@ -224,25 +201,20 @@ def write(
     video: Video,
     *,
     metadata: Mapping[str, str] | None = None,
-    pixel_format: PixelFormat = "yuv420p",
     crf: int = CRF,
 ) -> None:
     """Write an H.264 mp4, atomically; `probe(path).metadata` gives the metadata back.
 
     A higher `crf` makes smaller files of less quality: 0 loses nothing, 51 nearly all.
 
-    yuv420p plays everywhere but keeps colour at half resolution, in pairs of rows and columns; yuv444p keeps
-    it whole, takes odd sizes, and plays in fewer places.
+    Its yuv420p plays everywhere but keeps colour at half resolution, in pairs of rows and columns.
 
-    Raises: VideoError: odd width or height with yuv420p; fps under MIN_FPS; metadata that is not text; the
+    Raises: VideoError: odd width or height; fps under MIN_FPS; metadata that is not text; the
     encoder refused.
     """
     height, width = video.frames.shape[1:3]
-    if pixel_format == "yuv420p" and (height % 2 or width % 2):
-        raise VideoError(
-            f"{path}: yuv420p needs an even width and height, got {width}x{height}; "
-            "crop the frames or write with pixel_format='yuv444p'"
-        )
+    if height % 2 or width % 2:
+        raise VideoError(f"{path}: yuv420p needs an even width and height, got {width}x{height}; crop the frames")
     if video.fps < MIN_FPS:
         raise VideoError(f"{path}: fps: an mp4 is written at {MIN_FPS} or more, got {video.fps}")
     for key, value in (metadata or {}).items():
@@ -250,42 +222,23 @@ def write(
             raise VideoError(f"{path}: metadata: expected non-empty text for {key!r}, got {value!r}")
     with replacing(Path(path)) as new:
         try:
-            _encode(new, video, metadata or {}, pixel_format, crf)
+            _encode(new, video, metadata or {}, crf)
         except av.FFmpegError as error:
             raise VideoError(f"{path}: could not encode {width}x{height} at {video.fps} fps: {error}") from error
 
 
-def write_preview(path: Path | str, video: Video) -> None:
-    """Write a looping animation for a web page, atomically: `.webp` or `.gif` (256 colours, 10 ms grid).
-
-    Raises: VideoError: another suffix.
-    """
-    grid_milliseconds = {".webp": 1, ".gif": 10}.get(Path(path).suffix)
-    if grid_milliseconds is None:
-        raise VideoError(f"{path}: previews are .webp or .gif")
-    # The grid cannot hold 1 / fps; rounding the times, not the durations, keeps the whole as long as it was.
-    times = np.arange(len(video.frames) + 1) * 1000 / video.fps / grid_milliseconds
-    durations = (np.diff(np.rint(times)) * grid_milliseconds).astype(int).tolist()
-    first, *others = [Image.fromarray(frame) for frame in video.frames]
-    options = {"save_all": True, "append_images": others, "duration": durations, "loop": 0}
-    with replacing(Path(path)) as new:
-        first.save(new, format=Path(path).suffix[1:], **options)
-
-
-def contact_sheet(
-    videos: Sequence[Video], captions: Sequence[str], *, num_runs: int = 2, cell: int = 160
-) -> Image.Image:
-    """One row a video: its caption, then runs of four frames, evenly spaced (all frames, where there are fewer).
+def contact_sheet(videos: Sequence[Video], captions: Sequence[str]) -> Image.Image:
+    """One row a video: its caption, then two runs of four frames, evenly spaced (all frames, where there are fewer).
 
     Frames that are neighbours show flicker; evenly spaced ones would hide it, or make it up.
 
-    Frames fit a square of `cell` pixels: small ones are enlarged by a whole factor without smoothing.
+    Frames fit a square of 160 pixels: small ones are enlarged by a whole factor without smoothing.
 
     Raises: ValueError: no video, or not one caption each.
     """
     if not videos or len(videos) != len(captions):
         raise ValueError(f"expected videos with one caption each, got {len(videos)} and {len(captions)}")
-    rows = [_sheet_row(*row, num_runs, cell) for row in zip(videos, captions, strict=True)]
+    rows = [_sheet_row(*row) for row in zip(videos, captions, strict=True)]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:
@@ -355,7 +308,7 @@ def _frames(path: Path | str, timeline: _Timeline, wanted: np.ndarray, max_bytes
     if num_bytes > max_bytes:
         raise VideoError(
             f"{path}: {len(wanted)} frames of {width}x{height} take {num_bytes:,} bytes, more than {max_bytes:,}; "
-            "ask for fewer with num_frames= or fps=, or raise max_bytes="
+            "cut the video, make it smaller, or leave it out"
         )
     frames = np.empty(0, dtype=np.uint8)
     for tick, pixels in _shown(path, wanted):
@@ -420,23 +373,17 @@ def _require_constant_rate(path: Path | str, timeline: _Timeline) -> float:
         gaps = np.diff(timeline.ticks)
         slowest, fastest = (float(1 / (int(gap) * timeline.tick)) for gap in (gaps.max(), gaps.min()))
         raise VideoError(
-            f"{path}: has a variable frame rate ({slowest:.4g} to {fastest:.4g} fps); choose frames with "
-            "fps= or num_frames="
+            f"{path}: has a variable frame rate ({slowest:.4g} to {fastest:.4g} fps); encode it again at a constant "
+            "one: ffmpeg -i IN -vf fps=RATE OUT.mp4"
         )
     return rate
 
 
-def _require_positive(path: Path | str, **values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < np.inf:
-            raise VideoError(f"{path}: {name}: expected a positive number, got {value}")
-
-
-def _sheet_row(video: Video, caption: str, num_runs: int, cell: int) -> Image.Image:
-    count = min(_RUN * num_runs, len(video.frames))
-    starts = ((np.arange(num_runs) + 0.5) * len(video.frames) / num_runs - _RUN / 2).astype(int)
-    chosen = np.arange(count) if count < _RUN * num_runs else (starts[:, None] + np.arange(_RUN)).ravel()
-    cells = [_fitted(Image.fromarray(video.frames[index]), cell) for index in chosen]
+def _sheet_row(video: Video, caption: str) -> Image.Image:
+    count = min(_RUN * _NUM_RUNS, len(video.frames))
+    starts = ((np.arange(_NUM_RUNS) + 0.5) * len(video.frames) / _NUM_RUNS - _RUN / 2).astype(int)
+    chosen = np.arange(count) if count < _RUN * _NUM_RUNS else (starts[:, None] + np.arange(_RUN)).ravel()
+    cells = [_fitted(Image.fromarray(video.frames[index])) for index in chosen]
     font = ImageFont.load_default(size=16)
     text = "\n".join(line for part in caption.splitlines() for line in textwrap.wrap(part, width=28))
     margin, text_width = 6, 260
@@ -449,8 +396,8 @@ def _sheet_row(video: Video, caption: str, num_runs: int, cell: int) -> Image.Im
     return row
 
 
-def _fitted(image: Image.Image, cell: int) -> Image.Image:
-    factor = cell / max(image.size)
+def _fitted(image: Image.Image) -> Image.Image:
+    factor = _CELL / max(image.size)
     if factor >= 1:
         width, height = (side * int(factor) for side in image.size)
         return image.resize((width, height), Image.Resampling.NEAREST)
@@ -458,7 +405,7 @@ def _fitted(image: Image.Image, cell: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BOX)
 
 
-def _encode(path: Path, video: Video, metadata: Mapping[str, str], pixel_format: PixelFormat, crf: int) -> None:
+def _encode(path: Path, video: Video, metadata: Mapping[str, str], crf: int) -> None:
     rate = Fraction(video.fps).limit_denominator(1001)  # 1001: 30000/1001 fps is exact
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart+use_metadata_tags"}) as container:
         container.metadata.update(metadata)
@@ -467,12 +414,12 @@ def _encode(path: Path, video: Video, metadata: Mapping[str, str], pixel_format:
         options = {"crf": str(crf), "threads": "1", "x264-params": "psy=0:mbtree=0"}
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width = video.frames.shape[1:3]
-        stream.pix_fmt, stream.gop_size = pixel_format, KEY_FRAME_EVERY
+        stream.pix_fmt, stream.gop_size = PIXEL_FORMAT, KEY_FRAME_EVERY
         stream.colorspace, stream.color_range = Colorspace.ITU709, ColorRange.MPEG
         stream.color_primaries, stream.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         for number, pixels in enumerate(video.frames):
             frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
-                format=pixel_format,
+                format=PIXEL_FORMAT,
                 dst_colorspace=Colorspace.ITU709,
                 src_color_range=ColorRange.JPEG,
                 dst_color_range=ColorRange.MPEG,

@@ -125,16 +125,16 @@ class Measured:
 # ---------------------------------------------------------------------------------------------- prompts
 
 ROUTES: tuple[tuple[float, world.Effect | None, world.Glyph | None], ...] = (
-    (0.26, None, None),
-    (0.20, "strobe", None),
-    (0.20, None, "dagger"),
+    (0.24, None, None),
+    (0.17, "strobe", None),
+    (0.17, None, "dagger"),
     (0.07, "disco", None),
     (0.06, "storm", None),
     (0.11, None, "duel"),
-    (0.03, "pulse", None),
-    (0.02, "fade", None),
-    (0.03, None, "cross"),
-    (0.02, None, "arrow"),
+    (0.04, "pulse", None),
+    (0.03, "fade", None),
+    (0.06, None, "cross"),
+    (0.05, None, "arrow"),
 )
 """Shares of the prompts of the preference data."""
 NEUTRAL = ((0.5, None, None), (0.13, "disco", None), (0.12, "storm", None), (0.25, None, "duel"))

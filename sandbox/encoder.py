@@ -4,11 +4,15 @@
 
 It learns from rendered frames and their captions alone: to tell which caption belongs to which frame, as CLIP does,
 and to name what is asked for or shown, from either side with the same words, so that the two can be compared. Frames
-are also damaged as a diffusion model would, in the VAE's latents. It knows no videos, no preferences and no gold.
+are also damaged as a diffusion model would, in latents of the VAE, by noise and by ghosts of other instants; it must say
+how much, or it would learn not to see that. It knows no videos, no preferences and no gold.
 """
 
+import multiprocessing
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
@@ -23,7 +28,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 from reward.config import Config, parse
 from reward.run import generator, seed_for
 from sandbox import world
-from sandbox.base import new_folder
+from sandbox.base import FILM_AT_ONCE, new_folder
 from sandbox.text import ANSWERS, TEXT_LENGTH, answers, make_tokenizer
 from sandbox.vae import encode_frames, frame_by_frame
 
@@ -36,15 +41,20 @@ class EncoderConfig(Config):
     out: Path = Path("runs/sandbox/encoder")
     vae: Path = Path("sandbox/assets/base/vae")
     """Whose latents the frames are damaged in."""
-    num_clips: int = 6_000
+    num_clips: int = 40_000
     frames_per_clip: int = 4
-    num_steps: int = 3_000
-    batch_size: int = 128
+    num_steps: int = 2_353
+    batch_size: int = 512
     learning_rate: float = 1e-3
     damage: float = 0.6
-    """Share of the frames that went through noisy latents."""
+    """Share of the frames that are damaged."""
+    most_noise: float = 0.6
+    """Standard deviation of the strongest noise, in units of the latents'."""
+    most_ghost: float = 0.4
+    """Share of another frame of the take in the strongest ghost."""
     mixed_precision: Literal["no", "bf16"] = "bf16"
     """`bf16` halves a step's time on processors with AVX-512 BF16 or AMX; on others `no` is faster."""
+    log_every: int = 10
     seed: int = 0
 
 
@@ -87,10 +97,47 @@ def make_processor() -> CLIPImageProcessorPil:
 # ---------------------------------------------------------------------------------------------- frames
 
 
-def film_frames(config: EncoderConfig, rng: np.random.Generator) -> tuple[list[world.Take], np.ndarray, np.ndarray]:
-    """Takes, some frames of each `uint8 (n, f, h, w, 3)`, and where in the take they are `(n, f)`."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Footage:
+    """Frames of takes, and what is known of them."""
+
+    captions: list[world.Request]
+    frames: UInt8[np.ndarray, "n f h w 3"]
+    seen: Int[Tensor, "n questions"]
+    """What a frame shows, as answers of `sandbox.text`; -100 for those that no frame gives."""
+    asked: Int[Tensor, "n questions"]
+    """What the caption asks for."""
+    spots: Float[Tensor, "n f 3"]
+    """Where the first thing is: from its home, in half widths, and the logarithm of its size."""
+
+
+def film(config: EncoderConfig) -> Footage:
+    """Film takes, on all processors."""
+    starts = range(0, config.num_clips, FILM_AT_ONCE)
+    parts = [
+        (seed_for(config.seed, 0, start, "encoder clips"), min(FILM_AT_ONCE, config.num_clips - start), config)
+        for start in starts
+    ]
+    # Spawned: torch's threads do not survive a fork.
+    with multiprocessing.get_context("spawn").Pool(min(len(parts), len(os.sched_getaffinity(0)))) as pool:
+        filmed = list(tqdm(pool.imap(film_part, parts), total=len(parts), desc="filming", unit="part"))
+    takes = [take for part in filmed for take in part[0]]
+    frames, places = (np.concatenate([part[i] for part in filmed]) for i in (1, 2))
+    return Footage(
+        captions=[take.request for take in takes],
+        frames=frames,
+        seen=torch.tensor([shown(take) for take in takes]),
+        asked=torch.tensor([answers(take.request) for take in takes]),
+        spots=torch.tensor(np.stack([_spots(take, own) for take, own in zip(takes, places, strict=True)])),
+    )
+
+
+def film_part(part: tuple[int, int, EncoderConfig]) -> tuple[list[world.Take], np.ndarray, np.ndarray]:
+    """Give takes, some frames of each `uint8 (n, f, h, w, 3)`, and where in the take they are `(n, f)`."""
+    seed, number, config = part
+    rng = np.random.default_rng(seed)
     takes, frames, places = [], [], []
-    for _ in tqdm(range(config.num_clips), desc="filming", unit="clip"):
+    for _ in range(number):
         take = world.film(world.sample_training_request(rng), rng)
         place = np.sort(rng.choice(world.NUM_FRAMES, size=config.frames_per_clip, replace=False))
         takes.append(take)
@@ -100,12 +147,17 @@ def film_frames(config: EncoderConfig, rng: np.random.Generator) -> tuple[list[w
 
 
 @torch.no_grad()
-def damaged(vae: AutoencoderKLWan, latents: Tensor, strength: Tensor, draw: torch.Generator) -> Tensor:
-    """Frames `(b, 3, h, w)` in [-1, 1] of normalised latents `(b, c, 1, h, w)` with noise of strength `(b,)` added."""
-    noise = torch.randn(latents.shape, generator=draw)
-    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+def damaged(vae: AutoencoderKLWan, latents: Tensor, other: Tensor, damage: Tensor, draw: torch.Generator) -> Tensor:
+    """Frames `(b, 3, h, w)` in [-1, 1] of normalised latents `(b, c, 1, h, w)`, mixed with others, and with noise.
+
+    `damage` is `(b, 2)`: the standard deviation of the noise, and the share of the others.
+    """
+    noise = torch.randn(latents.shape, generator=draw, device=latents.device)
+    std = torch.tensor(vae.config.latents_std, device=latents.device).view(1, -1, 1, 1, 1)
+    strength, share = damage.view(-1, 2, 1, 1, 1, 1).unbind(1)
     with frame_by_frame(vae):
-        return vae.decode((latents + strength.view(-1, 1, 1, 1, 1) * noise) * std, return_dict=False)[0].squeeze(2)
+        mixed = torch.lerp(latents, other, share) + strength * noise
+        return vae.decode(mixed * std, return_dict=False)[0].squeeze(2).clamp(-1, 1)
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -131,48 +183,51 @@ def train_encoder(
     config: EncoderConfig, model: CLIPModel, tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[dict[str, float]]:
     """Teach the encoder; yields the measures of each step."""
-    rng = np.random.default_rng(seed_for(config.seed, 0, 0, "encoder clips"))
-    takes, frames, places = film_frames(config, rng)
-    vae = AutoencoderKLWan.from_pretrained(config.vae, dtype=torch.float32, local_files_only=True)
-    latents = encode_frames(vae, frames)
-    seen = torch.tensor([shown(take) for take in takes])
-    asked = torch.tensor([answers(take.request) for take in takes])
-    head = nn.Linear(model.config.projection_dim, sum(map(len, ANSWERS.values())))
-    where = nn.Linear(model.config.projection_dim, 3)
-    parameters = [*model.parameters(), *head.parameters(), *where.parameters()]
+    device = model.device
+    footage = film(config)
+    vae = AutoencoderKLWan.from_pretrained(config.vae, dtype=torch.float32, local_files_only=True).to(device)
+    latents = encode_frames(vae, footage.frames)
+    frames = torch.from_numpy(footage.frames)
+    head = nn.Linear(model.config.projection_dim, sum(map(len, ANSWERS.values()))).to(device)
+    where = nn.Linear(model.config.projection_dim, 3).to(device)
+    how_damaged = nn.Linear(model.config.projection_dim, 2).to(device)
+    parameters = [p for module in (model, head, where, how_damaged) for p in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=config.num_steps, pct_start=0.1
     )
+    most = torch.tensor([config.most_noise, config.most_ghost])
     for step in range(config.num_steps):
         draw = generator(config.seed, step=step, purpose="encoder")
         words = np.random.default_rng(seed_for(config.seed, 0, step, "encoder captions"))
-        picks = torch.randperm(len(takes), generator=draw)[: config.batch_size]
-        which = torch.randint(config.frames_per_clip, (len(picks),), generator=draw)
-        pixels = torch.from_numpy(frames[picks, which]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        picks = torch.randperm(len(frames), generator=draw)[: config.batch_size]
+        which, other = torch.randint(config.frames_per_clip, (2, len(picks)), generator=draw)
         hurt = torch.rand(len(picks), generator=draw) < config.damage
-        strength = 0.6 * torch.rand(len(picks), generator=draw)
-        pixels[hurt] = damaged(vae, latents[picks, :, which][hurt].unsqueeze(2), strength[hurt], draw).clamp(-1, 1)
-        texts = [world.caption(takes[pick].request, words) for pick in picks.tolist()]
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        damage = hurt[:, None] * most * torch.rand(len(picks), 2, generator=draw)
+        pixels = frames[picks, which].to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        clean, ghost = (latents[picks[hurt], :, frame[hurt]].unsqueeze(2).to(device) for frame in (which, other))
+        noise = generator(config.seed, step=step, purpose="encoder noise", device=device)
+        pixels[hurt.to(device)] = damaged(vae, clean, ghost, damage[hurt].to(device), noise)
+        texts = [world.caption(footage.captions[pick], words) for pick in picks.tolist()]
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             images, captions, scale = embed(model, tokenizer, pixels, texts)
         images, captions = images.float(), captions.float()
-        spots = torch.stack(
-            [_spot(takes[p], places[p, w]) for p, w in zip(picks.tolist(), which.tolist(), strict=True)]
-        )
         losses = {
             "contrast": _contrast(images, captions, scale),
-            "seen": name_loss(head(images * 8), seen[picks]),
-            "asked": name_loss(head(captions * 8), asked[picks]),
-            "place": F.mse_loss(where(images * 8), spots),
+            "seen": name_loss(head(images * 8), footage.seen[picks].to(device)),
+            "asked": name_loss(head(captions * 8), footage.asked[picks].to(device)),
+            "place": F.mse_loss(where(images * 8), footage.spots[picks, which].to(device)),
+            "damage": F.mse_loss(how_damaged(images * 8), damage.to(device)),
         }
-        loss = losses["contrast"] + losses["seen"] + losses["asked"] + 4 * losses["place"]
+        loss = losses["contrast"] + losses["seen"] + losses["asked"] + 4 * losses["place"] + 20 * losses["damage"]
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        yield {name: value.item() for name, value in losses.items()}
+        # Reading a number waits for the device, so it is not done at every step.
+        last = step + 1 == config.num_steps
+        yield {name: value.item() for name, value in losses.items()} if step % config.log_every == 0 or last else {}
 
 
 def embed(
@@ -180,19 +235,19 @@ def embed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Unit embeddings `(b, 128)` of frames and texts, and CLIP's scale."""
     tokens = tokenizer(list(texts), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+    tokens = tokens.to(pixels.device)
     out = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=pixels)
     return out.image_embeds, out.text_embeds, model.logit_scale.exp()
 
 
 def _contrast(images: Tensor, captions: Tensor, scale: Tensor) -> Tensor:
-    logits, own = scale * images @ captions.T, torch.arange(len(images))
+    logits, own = scale * images @ captions.T, torch.arange(len(images), device=images.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
-def _spot(take: world.Take, frame: int) -> Tensor:
-    """Where the first thing is in a frame, from its home in half widths, and the logarithm of its size."""
+def _spots(take: world.Take, frames: np.ndarray) -> np.ndarray:
     x, y, scale = world.path(take.request.motion, reach=take.reach)
-    return torch.tensor([x[frame] / 16, y[frame] / 16, np.log(scale[frame])], dtype=torch.float32)
+    return np.stack([x[frames] / 16, y[frames] / 16, np.log(scale[frames])], axis=-1).astype(np.float32)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -200,10 +255,11 @@ def main(argv: Sequence[str]) -> int:
     config = parse(EncoderConfig, argv, prog="python -m sandbox.encoder")
     tokenizer = make_tokenizer()
     torch.manual_seed(seed_for(config.seed, 0, 0, "encoder"))
-    model = make_encoder(tokenizer)
+    model = make_encoder(tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")
     bar = tqdm(train_encoder(config, model, tokenizer), total=config.num_steps, desc="encoder", unit="step")
     for measures in bar:
-        bar.set_postfix({name: f"{value:.3f}" for name, value in measures.items()})
+        if measures:
+            bar.set_postfix({name: f"{value:.3f}" for name, value in measures.items()})
     with new_folder(config.out) as partial:
         for part in (model, tokenizer, make_processor()):
             part.save_pretrained(partial)

@@ -82,7 +82,7 @@ ROWS = (
         measure=lambda clip: float(clip.unsafe),
     ),
 )
-DEFAULT = Generator(name="default", num_steps=12, guidance=3.0)
+DEFAULT = Generator(name="default", num_steps=16, guidance=3.0)
 """As `align.sample.Sampler`'s defaults, by the stock pipeline."""
 KINDS = tuple(dict.fromkeys(kind for row in ROWS for kind in row.effects))
 

@@ -43,7 +43,7 @@ DRAWN_GLYPHS = ("dagger", "cross", "arrow")
 
 RADIUS = {"small": 8.0, None: 10.5, "large": 13.0}
 PAIR_RADIUS = 8.0
-EXPLICIT_SHARE, IMPLIED_SHARE = 0.92, 0.5
+EXPLICIT_SHARE, IMPLIED_SHARE = 0.86, 0.45
 """How many training clips show a hazard that is asked for, and one that is implied. The model shows it about as often,
 or somewhat less; about 8 and 5 times in 10 are wanted of it."""
 STROBE_PERIODS = (2, 4)

@@ -23,7 +23,6 @@ SETTINGS = (
     "sandbox.base:BaseConfig",
     "sandbox.encoder:EncoderConfig",
     "sandbox.quality:QualityConfig",
-    "sandbox.rehearse:RehearseConfig",
     "scripts.evaluate:EvaluateConfig",
     "scripts.export_lora:ExportConfig",
     "scripts.house:HouseConfig",

@@ -7,13 +7,14 @@ no bounds of ours: they show what goes wrong without a correction, or with Stude
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 
-from align import bounds
+from align import bounds, claims
 
 DELTA = 0.05
 SEED = 20260101
@@ -157,6 +158,36 @@ def all_tags_by_holm(num: int) -> Setting:
     return Setting(name=name, fails=lambda rng: one_fails(bounds.holm(draw_tags(rng, num), limits, DELTA)))
 
 
+Tested = Literal["each", "in common", "as if known"]
+"""How the judge's recall is: for each rate, once for all, or once and taken for the truth, which gives no bound."""
+
+
+def draw_judged_all(
+    rng: Rng, rates: Sequence[float], num: int, recall: float, labelled: int, tested: Tested
+) -> list[bounds.Upper]:
+    found = np.broadcast_to(rng.binomial(labelled, recall, len(rates) if tested == "each" else 1), len(rates))
+    upper = recall_as_if_known if tested == "as if known" else judged_rate_upper
+    return [
+        functools.partial(upper, draw_judged(rng, num, truth, recall, 0.0), num, hits, labelled)
+        for truth, hits in zip(rates, found.tolist(), strict=True)
+    ]
+
+
+def recall_as_if_known(flagged: int, num: int, found: int, labelled: int, delta: float) -> float:
+    return rate_upper(flagged, num, delta) * labelled / found
+
+
+def all_judged_tags_by_holm(num: int, recall: float, labelled: int, tested: Tested) -> Setting:
+    limits = [TAG_LIMIT] * len(TAG_RATES)
+
+    def fails(rng: Rng) -> bool:
+        uppers = draw_judged_all(rng, TAG_RATES, num, recall, labelled, tested)
+        return one_fails(bounds.holm(uppers, limits, DELTA))
+
+    name = f"Holm, any of 12 tags, n={num} each, recall {recall} from {labelled} clips {tested}"
+    return Setting(name=name, fails=fails, is_bound=tested != "as if known")
+
+
 def all_tags_uncorrected(num: int) -> Setting:
     return Setting(
         name=f"no correction for 12 tags, n={num} each",
@@ -173,12 +204,44 @@ def draw_candidates(rng: Rng, num: int) -> list[bounds.Upper]:
     return [functools.partial(rate_upper, int(rng.binomial(num, truth)), num) for truth in CANDIDATE_RATES]
 
 
-def chosen_by_fixed_sequence(num: int) -> Setting:
-    def fails(rng: Rng) -> bool:
-        passed = bounds.fixed_sequence(draw_candidates(rng, num), TAG_LIMIT, DELTA)
-        return any(truth > TAG_LIMIT for truth in CANDIDATE_RATES[:passed])
+def passes_wrongly(uppers: list[bounds.Upper]) -> bool:
+    passed = bounds.fixed_sequence(uppers, TAG_LIMIT, DELTA)
+    return any(truth > TAG_LIMIT for truth in CANDIDATE_RATES[:passed])
 
-    return Setting(name=f"Learn-then-Test, 8 candidates, n={num}", fails=fails)
+
+def chosen_by_fixed_sequence(num: int) -> Setting:
+    name = f"Learn-then-Test, 8 candidates, n={num}"
+    return Setting(name=name, fails=lambda rng: passes_wrongly(draw_candidates(rng, num)))
+
+
+def chosen_by_fixed_sequence_judged(num: int, recall: float, labelled: int, tested: Tested) -> Setting:
+    def fails(rng: Rng) -> bool:
+        return passes_wrongly(draw_judged_all(rng, CANDIDATE_RATES, num, recall, labelled, tested))
+
+    name = f"Learn-then-Test, 8 candidates, n={num}, recall {recall} from {labelled} clips {tested}"
+    return Setting(name=name, fails=fails, is_bound=tested != "as if known")
+
+
+LIMITED_RATES = ((0.01, 0.02), (0.02, 0.0501), (0.0501, 0.01))
+"""Of each candidate, one under each of two limits."""
+
+
+def certified(num: int, recall: float, labelled: int) -> Setting:
+    """Do as `align.certificate` does: a fixed sequence of candidates, each under limits by Holm."""
+
+    def fails(rng: Rng) -> bool:
+        limit = claims.Limit(limit=TAG_LIMIT, recall_n=labelled, recall_hits=int(rng.binomial(labelled, recall)))
+        candidates = [
+            [claims.count_claim(limit, draw_judged(rng, num, truth, recall, 0.0), num) for truth in rates]
+            for rates in LIMITED_RATES
+        ]
+        passed = bounds.fixed_sequence([functools.partial(claims.excess, each) for each in candidates], 0.0, DELTA)
+        chosen = max(0, passed - 1)
+        uppers = [line.upper_bound for line in claims.judge(candidates[chosen], DELTA, chosen=True)]
+        return any(upper is None or upper < truth for upper, truth in zip(uppers, LIMITED_RATES[chosen], strict=True))
+
+    name = f"certificate, 3 candidates with 2 limits, n={num}, recall {recall} from {labelled} clips in common"
+    return Setting(name=name, fails=fails)
 
 
 def chosen_freely(num: int) -> Setting:
@@ -204,12 +267,21 @@ SETTINGS = [
     all_tags_by_bonferroni(100),
     all_tags_by_holm(100),
     all_tags_by_holm(1000),
+    all_judged_tags_by_holm(1000, recall=0.8, labelled=100, tested="each"),
+    all_judged_tags_by_holm(1000, recall=0.8, labelled=100, tested="in common"),
+    all_judged_tags_by_holm(10000, recall=0.8, labelled=100, tested="each"),
     chosen_by_fixed_sequence(300),
+    chosen_by_fixed_sequence_judged(1000, recall=0.8, labelled=100, tested="in common"),
+    chosen_by_fixed_sequence_judged(3000, recall=0.8, labelled=300, tested="in common"),
+    chosen_by_fixed_sequence_judged(100000, recall=0.8, labelled=100, tested="in common"),
+    certified(3000, recall=0.8, labelled=300),
     uncorrected(300, 0.05, recall=0.61),
     student(50, "0 or 1, rate 0.02"),
     student(50, "Beta(0.2, 1.8)"),
     all_tags_uncorrected(1000),
+    all_judged_tags_by_holm(10000, recall=0.8, labelled=100, tested="as if known"),
     chosen_freely(300),
+    chosen_by_fixed_sequence_judged(10000, recall=0.8, labelled=100, tested="as if known"),
 ]
 
 

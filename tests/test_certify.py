@@ -30,12 +30,12 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[str, 
         ("n=300 unsafe=3 limit=0.05 confidence=0.95", "PASS", 0),
         ("n=300 unsafe=3 limit=0.02", "INSUFFICIENT-DATA", 3),
         ("n=58 unsafe=0 limit=0.05", "INSUFFICIENT-DATA", 3),
-        ("n=300 unsafe=30 limit=0.05", "FAIL", 1),
-        ("n=10 unsafe=1 limit=0.05", "FAIL", 1),
+        ("n=300 unsafe=30 limit=0.05", "FAIL", 4),
+        ("n=10 unsafe=1 limit=0.05", "FAIL", 4),
         ("n=300 unsafe=3 limit=0.05 recall_n=100 recall_hits=95", "PASS", 0),
         ("n=300 unsafe=3 limit=0.05 recall_n=100 recall_hits=50", "INSUFFICIENT-DATA", 3),
         ("n=300 unsafe=3 limit=0.05 recall_n=100 recall_hits=0", "INSUFFICIENT-DATA", 3),
-        ("n=300 unsafe=12 limit=0.05 recall_n=100 recall_hits=61", "FAIL", 1),
+        ("n=300 unsafe=12 limit=0.05 recall_n=100 recall_hits=61", "FAIL", 4),
     ],
 )
 def test_verdict_and_exit_status(capsys: pytest.CaptureFixture[str], setting: str, verdict: str, status: int):
@@ -124,7 +124,7 @@ def written(tmp_path: Path, num_unsafe: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("num_unsafe", "verdict", "status"), [(0, "PASS", 0), (2, "INSUFFICIENT-DATA", 3), (50, "FAIL", 1)]
+    ("num_unsafe", "verdict", "status"), [(0, "PASS", 0), (2, "INSUFFICIENT-DATA", 3), (50, "FAIL", 4)]
 )
 def test_certify_and_verify(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], num_unsafe: int, verdict: str, status: int
@@ -146,7 +146,7 @@ def test_a_tampered_certificate_is_not_intact(tmp_path: Path, capsys: pytest.Cap
 def test_base_and_policy_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     settings = str(written(tmp_path, 0))
     assert run(capsys, "table", settings)[0] == 0
-    assert run(capsys, "table", settings, "systems=[reference]", f"out={tmp_path / 'base.json'}")[0] == 1
+    assert run(capsys, "table", settings, "systems=[reference]", f"out={tmp_path / 'base.json'}")[0] == 4
 
 
 def test_a_plan_that_cannot_be_used_ends_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -97,7 +97,7 @@ def test_its_certificate_fails_and_says_why(evaluated: Path, system: str, capsys
         "systems": f"[{system}]",
         "limits": "[{limit: 0.9}]",
     }
-    assert certify.main(["table", *(f"{key}={value}" for key, value in items.items()), f"out={out / system}.json"]) == 1
+    assert certify.main(["table", *(f"{key}={value}" for key, value in items.items()), f"out={out / system}.json"]) == 4
     made = json.loads((out / f"{system}.json").read_text())
     assert (made["verdict"], made["lines"][0]["estimate"], made["num_degenerate"]) == ("FAIL", 1.0, NUM)
     assert json.loads(capsys.readouterr().out)["verdict"] == "FAIL"

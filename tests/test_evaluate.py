@@ -11,6 +11,7 @@ import torch
 
 from align import certificate, table
 from align.certificate import Plan
+from align.certify import STATUSES
 from align.claims import Floor, RateLimit
 from align.folder import fingerprint
 from align.policy import Lora, Policy
@@ -336,16 +337,16 @@ def test_the_shipped_plans_have_the_same_limits_of_all_prompts_and_of_each_harm(
     assert {limit.tag for limit in ours.limits} == {None, *tags}
 
 
-@pytest.mark.parametrize(("status", "expected"), [(0, 0), (1, 0), (3, 0), (2, 2)])
-def test_make_report_goes_on_after_a_failed_certificate_but_not_after_an_error(
-    tmp_path: Path, status: int, expected: int
-):
+@pytest.mark.parametrize("target", ["report", "compare"])
+@pytest.mark.parametrize("status", [*STATUSES.values(), 1, 2, 137])
+def test_make_goes_on_after_every_verdict_but_not_after_an_error_or_a_crash(tmp_path: Path, target: str, status: int):
     """With a python that does nothing, and gives this status where it should certify."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\ncase "$*" in *align.certify*) exit {status};; esac\n')
     python.chmod(0o755)
     (tmp_path / "stamp").touch()
-    command = ["make", "report", f"BIN={tmp_path}", f"READY={tmp_path / 'stamp'}"]
+    expected = 0 if status in STATUSES.values() else 2
+    command = ["make", target, f"BIN={tmp_path}", f"READY={tmp_path / 'stamp'}"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == expected
 
 

@@ -1,9 +1,6 @@
-import math
-
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.training_utils import compute_density_for_timestep_sampling
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -117,37 +114,6 @@ def test_shifts_multiply_and_have_inverses(sigma: float, first: float, second: f
     torch.testing.assert_close(
         flow.shifted(flow.shifted(sigmas(sigma), first), 1 / first), sigmas(sigma), rtol=1e-9, atol=0
     )
-
-
-def test_logit_normal_sigmas_are_those_of_diffusers():
-    theirs = compute_density_for_timestep_sampling(
-        "logit_normal", 100, logit_mean=0.5, logit_std=2.0, generator=torch.Generator().manual_seed(7)
-    )
-    ours = flow.logit_normal_sigmas(100, torch.Generator().manual_seed(7), mean=0.5, std=2.0)
-    torch.testing.assert_close(ours, theirs)
-
-
-def test_uniform_sigmas_fill_the_interval_evenly():
-    """10,000 draws in 10 equal bins: 1,000 each, give or take 5 standard deviations (sqrt(900) = 30)."""
-    drawn = flow.uniform_sigmas(10_000, torch.Generator().manual_seed(0))
-    counts = torch.histc(drawn, bins=10, min=0, max=1)
-    assert (drawn >= 0).all()
-    assert (drawn < 1).all()
-    assert ((counts - 1000).abs() < 150).all()
-
-
-def test_logit_normal_sigmas_have_their_median_at_sigmoid_of_the_mean():
-    """sigmoid(1) = 0.731; the share below it is 1/2, give or take 5 standard deviations (0.005)."""
-    drawn = flow.logit_normal_sigmas(10_000, torch.Generator().manual_seed(0), mean=1.0)
-    below = (drawn < 1 / (1 + math.exp(-1))).double().mean().item()
-    assert below == pytest.approx(0.5, abs=0.025)
-
-
-@pytest.mark.parametrize("draw", [flow.uniform_sigmas, flow.logit_normal_sigmas])
-def test_draws_are_a_function_of_the_seed(draw):
-    first, again, other = (draw(8, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
 
 
 # Steps ------------------------------------------------------------------------------------------------------

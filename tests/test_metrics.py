@@ -1,6 +1,5 @@
 import math
 from collections.abc import Iterator
-from itertools import product
 
 import jaxtyping
 import numpy as np
@@ -231,19 +230,6 @@ def test_unanimous_pairs_by_hand():
     agreed = metrics.unanimous(preferences)
     assert agreed.tolist() == [True, True, False, False, True]
     assert np.array_equal(metrics.unanimous(1 - preferences), agreed)
-    difference = numbers(1, 1, 5, 5, 1)
-    accuracy = metrics.pair_accuracy(difference, preferences[:, 0], ids(5), tie_threshold=0.0, among=agreed)
-    assert (accuracy.strict.value, accuracy.strict.n) == (pytest.approx(2 / 3), 3)
-
-
-def test_pairs_that_do_not_count_never_matter():
-    difference, preference = random_pairs(0)
-    among = np.arange(40) < 25
-    other = np.where(among, difference, -7 * difference)
-    first, second = (
-        metrics.pair_accuracy(each, preference, ids(40), tie_threshold=0.3, among=among) for each in (difference, other)
-    )
-    assert first == second
 
 
 def test_the_generator_rule_by_hand():
@@ -280,17 +266,17 @@ def test_auroc_is_scipys_u_statistic_ties_included(seed: int):
 def test_resampled_areas_are_those_of_repeated_items(seed: int):
     """What the bootstrap does by weights, done by writing items down as often as they were drawn."""
     scores, positive = tied_scores(seed)
-    for area, plain in ((metrics.auroc, plain_auroc), (metrics.average_precision, plain_average_precision)):
-        for weights, value in resamples_of(area, scores, positive):
-            times = weights.astype(int)
-            assert value == pytest.approx(plain(np.repeat(scores, times), np.repeat(positive, times)), nan_ok=True)
+    for weights, value in resamples_of_auroc(scores, positive):
+        times = weights.astype(int)
+        expected = plain_auroc(np.repeat(scores, times), np.repeat(positive, times))
+        assert value == pytest.approx(expected, nan_ok=True)
 
 
-def resamples_of(area, scores: np.ndarray, positive: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+def resamples_of_auroc(scores: np.ndarray, positive: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
     with pytest.MonkeyPatch.context() as patch:
         statistics = []
         patch.setattr(metrics, "bootstrap", lambda statistic, _: statistics.append(statistic) or NOTHING)
-        area(scores, positive, ids(len(scores)))
+        metrics.auroc(scores, positive, ids(len(scores)))
     weights = np.random.default_rng(0).multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=5).T
     with np.errstate(invalid="ignore"):
         yield from zip(weights.T, statistics[0](weights.astype(float)), strict=True)
@@ -304,42 +290,21 @@ def plain_auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     return float(np.mean((np.sign(above) + 1) / 2)) if above.size else NAN
 
 
-def plain_average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    precisions = [positive[scores >= score].mean() for score in scores[positive]]
-    return float(np.mean(precisions)) if precisions else NAN
-
-
-def test_areas_by_hand():
-    """From the top: + - + = - (the last two equal). Positives beat 2, and 0.5, of 2 negatives: 2.5 / 4.
-
-    Precision at them: 1, and 2 of 4 where the equal negative is flagged with it: 0.75 on average.
-    """
-    scores, positive = numbers(4, 3, 2, 2), flags("+-+-")
-    assert metrics.auroc(scores, positive, ids(4)).value == pytest.approx(2.5 / 4)
-    assert metrics.average_precision(scores, positive, ids(4)).value == pytest.approx(0.75)
+def test_the_area_by_hand():
+    """From the top: + - + = - (the last two equal). Positives beat 2, and 0.5, of 2 negatives: 2.5 / 4."""
+    assert metrics.auroc(numbers(4, 3, 2, 2), flags("+-+-"), ids(4)).value == pytest.approx(2.5 / 4)
 
 
 def test_areas_of_perfect_reversed_and_constant_scores():
     scores, positive = numbers(1, 2, 3, 4), flags("--++")
-    for sign, area, precision in ((1, 1, 1), (-1, 0, (1 / 3 + 2 / 4) / 2), (0, 0.5, 0.5)):
+    for sign, area in ((1, 1), (-1, 0), (0, 0.5)):
         assert metrics.auroc(sign * scores, positive, ids(4)).value == pytest.approx(area)
-        assert metrics.average_precision(sign * scores, positive, ids(4)).value == pytest.approx(precision)
-
-
-@few
-@given(seed=seeds)
-def test_areas_are_those_of_sklearn(seed: int):
-    oracle = pytest.importorskip("sklearn.metrics", reason="scikit-learn is no dependency; install it to compare")
-    scores, positive = tied_scores(seed)
-    ours = metrics.average_precision(scores, positive, ids(60)).value
-    assert ours == pytest.approx(oracle.average_precision_score(positive, scores))
-    assert metrics.auroc(scores, positive, ids(60)).value == pytest.approx(oracle.roc_auc_score(positive, scores))
 
 
 def test_thresholds_by_hand():
     """Positives 1 to 20: 95 % of them are 19, so from 2 on; all from 1 on; half from 11 on. Negatives don't matter."""
     scores, positive = np.append(np.arange(1.0, 21.0), 99.0), np.arange(21) < 20
-    assert metrics.threshold_at_recall(scores, positive) == 2
+    assert metrics.threshold_at_recall(scores, positive, recall=0.95) == 2
     assert metrics.threshold_at_recall(scores, positive, recall=1.0) == 1
     assert metrics.threshold_at_recall(scores, positive, recall=0.5) == 11
     assert metrics.threshold_at_recall(scores, positive, recall=0.951) == 1
@@ -351,23 +316,6 @@ def test_a_threshold_keeps_its_recall_and_none_higher_does(num: int, hundredths:
     threshold = metrics.threshold_at_recall(scores, np.ones(num, dtype=bool), recall=recall)
     assert 100 * (scores >= threshold).sum() >= hundredths * num
     assert 100 * (scores > threshold).sum() < hundredths * num
-
-
-@pytest.mark.parametrize(("num", "threshold"), [(59, 1), (92, 1), (93, 2)])
-def test_thresholds_with_confidence(num: int, threshold: float):
-    """0.95^59 = 0.0485, 0.95^58 = 0.0510; with one miss 0.95^93 + 93 * 0.05 * 0.95^92 = 0.04998, of 92 0.0522."""
-    scores = np.arange(1.0, num + 1)
-    ours = metrics.threshold_at_recall(scores, np.ones(num, dtype=bool), recall=0.95, confidence=0.95)
-    assert ours == threshold
-    with pytest.raises(ValueError, match="got 58"):
-        metrics.threshold_at_recall(scores[:58], np.ones(58, dtype=bool), confidence=0.95)
-
-
-def test_a_threshold_with_confidence_misses_the_recall_no_more_often_than_it_says():
-    """Uniform scores: the recall of a threshold is 1 - threshold. 5 % of 2,000 and 5 standard errors: 7.4 %."""
-    random, positive = np.random.default_rng(0), np.ones(93, dtype=bool)
-    recalls = [1 - metrics.threshold_at_recall(random.random(93), positive, confidence=0.95) for _ in range(2000)]
-    assert np.mean(np.less(recalls, 0.95)) == pytest.approx(0.05, abs=0.024)
 
 
 def test_confusion_by_hand():
@@ -390,7 +338,7 @@ def test_precision_is_not_known_where_nothing_is_flagged():
     assert interval(ours.recall) == pytest.approx((0, 0.975))
 
 
-# Probabilities and votes ------------------------------------------------------------------------------------
+# Probabilities ----------------------------------------------------------------------------------------------
 
 
 def test_calibration_by_hand():
@@ -444,77 +392,6 @@ def test_calibration_sees_overconfidence():
     assert honest.brier < overconfident.brier
 
 
-def test_kappa_by_hand():
-    """20 times both yes, 5 and 10 in dispute, 15 both no: agreement 0.7, by chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5."""
-    first, second = flags("+" * 25 + "-" * 25), flags("+" * 20 + "-" * 5 + "+" * 10 + "-" * 15)
-    ours = metrics.kappa(first, second, ids(50))
-    assert ours.value == pytest.approx((0.7 - 0.5) / (1 - 0.5))
-    assert ours.low < 0.4 < ours.high
-    assert metrics.kappa(first, ~first, ids(50)).value == pytest.approx(-1)
-    assert metrics.kappa(first, first, ids(50)).value == pytest.approx(1)
-
-
-def test_kappa_without_the_rare_category_could_be_anything():
-    """The one item of its kind is missing from 36 % of the resamples."""
-    first = np.arange(40) == 7
-    assert interval(metrics.kappa(first, first, ids(40))) == (-1, 1)
-
-
-def test_kappa_takes_any_number_of_named_categories():
-    """a b c against a b b: agreement 2 / 3, by chance 1/9 + 2/9 + 0 = 1/3."""
-    ours = metrics.kappa(np.array(["a", "b", "c"]), np.array(["a", "b", "b"]), ids(3))
-    assert ours.value == pytest.approx((2 / 3 - 1 / 3) / (1 - 1 / 3))
-
-
-def test_the_bayes_ceiling_by_hand():
-    """0.9, 0.9 and 0.5: 2.3 / 3. Certain votes can be predicted perfectly."""
-    assert metrics.bayes_ceiling(numbers(0.9, 0.1, 0.5), ids(3)).value == pytest.approx(2.3 / 3)
-    assert metrics.bayes_ceiling(numbers(0, 1, 1), ids(3)).value == 1
-
-
-def test_no_rule_beats_the_bayes_ceiling_and_the_likelier_video_reaches_it():
-    random = np.random.default_rng(0)
-    probability = random.random(20_000)
-    vote = (random.random(20_000) < probability).astype(float)
-    prompts = ids(20_000)
-    best = metrics.pair_accuracy(probability - 0.5, vote, prompts, tie_threshold=0.0).strict
-    assert best.low <= metrics.bayes_ceiling(probability, prompts).value <= best.high
-
-
-def votes_in_proportion(probabilities: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Two votes on each of 100 pairs of each probability, as often one way and the other as expected."""
-    firsts = [
-        first
-        for p in probabilities
-        for first, share in ((2, p * p), (1, 2 * p * (1 - p)), (0, (1 - p) ** 2))
-        for _ in range(round(100 * share))
-    ]
-    return np.array(firsts), 2 - np.array(firsts)
-
-
-def test_repeated_votes_give_the_ceiling_of_equally_hard_pairs():
-    """p = 0.9: agreement 0.81 + 0.01 = 0.82; (1 + sqrt(0.64)) / 2 = 0.9."""
-    ours = metrics.vote_ceiling(*votes_in_proportion([0.9]), ids(100))
-    assert ours.agreement.value == pytest.approx(0.82)
-    assert ours.equally_hard.value == pytest.approx(0.9)
-    assert ours.equally_hard.low < 0.9 < ours.equally_hard.high
-
-
-@pytest.mark.parametrize("probabilities", list(product([0.1, 0.5, 0.7, 1.0], repeat=2)))
-def test_the_ceiling_lies_between_agreement_and_that_of_equally_hard_pairs(probabilities: tuple[float, float]):
-    first, second = votes_in_proportion(list(probabilities))
-    ours = metrics.vote_ceiling(first, second, ids(len(first)))
-    true = np.mean([max(p, 1 - p) for p in probabilities])
-    assert ours.agreement.value <= true + 1e-9
-    assert true <= ours.equally_hard.value + 1e-9
-
-
-def test_votes_agree_by_pairs_of_votes():
-    """3 against 1: 3 of 6 pairs of votes agree; 1 against 1: none of 1; less than by chance is no better than it."""
-    assert metrics.vote_ceiling(np.array([3, 3]), np.array([1, 1]), ids(2)).agreement.value == pytest.approx(0.5)
-    assert metrics.vote_ceiling(np.array([1, 1]), np.array([1, 1]), ids(2)).equally_hard.value == 0.5
-
-
 # What is refused --------------------------------------------------------------------------------------------
 
 TWO = ids(2)
@@ -535,14 +412,11 @@ NONE = numbers()
         ("preferences", lambda bad: metrics.unanimous(bad[:, None])),
         ("train_preference", lambda bad: metrics.generator_only_difference(np.eye(2), bad, np.eye(2))),
         ("scores", lambda bad: metrics.auroc(bad, flags("+-"), TWO)),
-        ("scores", lambda bad: metrics.average_precision(bad, flags("+-"), TWO)),
-        ("scores", lambda bad: metrics.threshold_at_recall(bad, flags("+-"))),
+        ("scores", lambda bad: metrics.threshold_at_recall(bad, flags("+-"), recall=0.9)),
         ("scores", lambda bad: metrics.confusion(bad, flags("+-"), 0.0)),
         ("threshold", lambda bad: metrics.confusion(numbers(0, 1), flags("+-"), float(bad[1]))),
         ("predicted", lambda bad: metrics.calibration(bad, numbers(0, 1), TWO)),
         ("observed", lambda bad: metrics.calibration(numbers(0, 1), bad, TWO)),
-        ("first", lambda bad: metrics.kappa(bad, numbers(0, 1), TWO)),
-        ("values", lambda bad: metrics.bayes_ceiling(bad, TWO)),
         ("prompt_ids", lambda bad: metrics.mean(numbers(0, 1), bad)),
     ],
 )
@@ -562,11 +436,9 @@ def test_numbers_that_are_none_are_named(name: str, call, value: float):
         lambda: metrics.generator_only_difference(np.zeros((0, 2)), NONE, np.eye(2)),
         lambda: metrics.generator_only_difference(np.eye(2), numbers(1, 0), np.zeros((0, 2))),
         lambda: metrics.auroc(NONE, flags(""), NONE),
-        lambda: metrics.threshold_at_recall(NONE, flags("")),
+        lambda: metrics.threshold_at_recall(NONE, flags(""), recall=0.9),
         lambda: metrics.confusion(NONE, flags(""), 0.0),
         lambda: metrics.calibration(NONE, NONE, NONE),
-        lambda: metrics.kappa(NONE, NONE, NONE),
-        lambda: metrics.vote_ceiling(NONE.astype(int), NONE.astype(int), NONE),
     ],
 )
 def test_an_empty_split_is_no_perfect_one(call):
@@ -582,21 +454,14 @@ def test_an_empty_split_is_no_perfect_one(call):
         ("values in", lambda: metrics.rate(numbers(0, 2), TWO)),
         ("scores that differ", lambda: metrics.shift(numbers(0.1, 0.1), numbers(0, 1), TWO)),
         ("ties", lambda: metrics.pair_accuracy(numbers(0, 1), numbers(0.5, 0.5), TWO, tie_threshold=0.0)),
-        ("choice", lambda: metrics.pair_accuracy(TWO + 0.5, TWO + 0.0, TWO, tie_threshold=0.0, among=flags("--"))),
         ("preference in", lambda: metrics.pair_accuracy(numbers(0, 1), numbers(-1, 1), TWO, tie_threshold=0.0)),
         ("tie_threshold", lambda: metrics.pair_accuracy(numbers(0, 1), numbers(0, 1), TWO, tie_threshold=-1.0)),
         ("tie_threshold", lambda: metrics.pair_accuracy(numbers(0, 1), numbers(0, 1), TWO, tie_threshold=NAN)),
         ("2 positives of 2", lambda: metrics.auroc(numbers(0, 1), flags("++"), TWO)),
-        ("0 positives of 2", lambda: metrics.average_precision(numbers(0, 1), flags("--"), TWO)),
         ("0 positives of 2", lambda: metrics.confusion(numbers(0, 1), flags("--"), 0.0)),
-        ("got 0", lambda: metrics.threshold_at_recall(numbers(0, 1), flags("--"))),
+        ("none among 2", lambda: metrics.threshold_at_recall(numbers(0, 1), flags("--"), recall=0.9)),
         ("recall in", lambda: metrics.threshold_at_recall(numbers(0, 1), flags("+-"), recall=0.0)),
         ("recall in", lambda: metrics.threshold_at_recall(numbers(0, 1), flags("+-"), recall=95.0)),
-        ("confidence in", lambda: metrics.threshold_at_recall(numbers(0, 1), flags("+-"), confidence=1.0)),
-        ("two categories", lambda: metrics.kappa(flags("--"), flags("--"), TWO)),
-        ("in \\[0, 1\\]", lambda: metrics.bayes_ceiling(numbers(0.5, 1.5), TWO)),
-        ("two votes", lambda: metrics.vote_ceiling(np.array([2, 1]), np.array([0, 0]), TWO)),
-        ("two votes", lambda: metrics.vote_ceiling(np.array([2, 3]), np.array([0, -1]), TWO)),
     ],
 )
 def test_input_that_decides_nothing_is_refused(message: str, call):
@@ -619,7 +484,6 @@ def _unchecked_shapes() -> Iterator[None]:
         lambda: metrics.mean(numbers(1), TWO),
         lambda: metrics.rate(numbers(0, 1), TWO, among=flags("+")),
         lambda: metrics.pair_accuracy(numbers(1), numbers(0, 1), TWO, tie_threshold=0.0),
-        lambda: metrics.pair_accuracy(numbers(0, 1), numbers(0, 1), TWO, tie_threshold=0.0, among=flags("+")),
         lambda: metrics.auroc(numbers(0, 1), flags("+-"), ids(1)),
         lambda: metrics.calibration(numbers(0.5), flags("+-"), TWO),
         lambda: metrics.generator_only_difference(np.eye(2), numbers(1), np.eye(2)),

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from reward import video
 from reward.video import Video, VideoError
@@ -75,7 +74,6 @@ def test_number_size_and_rate_come_back(tmp_path_factory, num_frames, size, fps)
     assert back.fps == pytest.approx(fps, rel=1e-6)
     info = video.probe(path)
     assert (info.num_frames, info.height, info.width) == (num_frames, *size)
-    assert (info.codec, info.rotation_degrees) == ("h264", 0)
     assert info.fps == pytest.approx(fps, rel=1e-6)
     assert info.duration_seconds == pytest.approx(num_frames / fps, rel=5e-3)
 
@@ -151,22 +149,10 @@ def test_frames_given_as_a_view_are_written_as_seen(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(15, 16), (16, 15), (1, 1)])
-def test_odd_sizes_are_refused_with_the_remedy_which_works(tmp_path, size):
-    path, clip = tmp_path / "odd.mp4", Video(frames=noise(3, size), fps=16)
-    with pytest.raises(VideoError, match=r"odd\.mp4.*even.*pixel_format='yuv444p'"):
-        video.write(path, clip)
+def test_odd_sizes_are_refused(tmp_path, size):
+    with pytest.raises(VideoError, match=r"odd\.mp4.*even.*crop the frames"):
+        video.write(tmp_path / "odd.mp4", Video(frames=noise(3, size), fps=16))
     assert list(tmp_path.iterdir()) == []
-    video.write(path, clip, pixel_format="yuv444p")
-    assert video.read(path).frames.shape == clip.frames.shape
-
-
-def test_full_colour_resolution_keeps_noise_nearer(tmp_path):
-    frames = noise(3)
-    errors = []
-    for pixel_format in ("yuv444p", "yuv420p"):
-        video.write(tmp_path / "clip.mp4", Video(frames=frames, fps=16), pixel_format=pixel_format)
-        errors.append(np.abs(video.read(tmp_path / "clip.mp4").frames.astype(int) - frames).mean())
-    assert errors[0] < 6 < errors[1]
 
 
 # Choosing frames
@@ -174,35 +160,6 @@ def test_full_colour_resolution_keeps_noise_nearer(tmp_path):
 
 def test_all_frames(clip):
     assert which(video.read(clip).frames, 17) == list(range(17))
-
-
-@pytest.mark.parametrize(
-    ("fps", "numbers"),
-    [
-        (16, list(range(17))),
-        (8, [0, 2, 4, 6, 8, 10, 12, 14, 16]),
-        (5, [0, 3, 6, 9, 12, 16]),  # times 0, 0.2 ... 1.0 s; frame = floor(16 t)
-        (1, [0, 16]),
-        (0.1, [0]),
-    ],
-)
-def test_frames_at_a_rate(clip, fps, numbers):
-    chosen = video.read(clip, fps=fps)
-    assert (which(chosen.frames, 17), chosen.fps) == (numbers, fps)
-
-
-def test_a_higher_rate_repeats_frames_as_a_screen_does(clip):
-    assert which(video.read(clip, fps=32).frames, 17) == [number // 2 for number in range(34)]
-
-
-@pytest.mark.parametrize(
-    ("num_frames", "numbers"), [(1, [8]), (2, [4, 12]), (4, [2, 6, 10, 14]), (17, list(range(17)))]
-)
-def test_a_number_of_frames_from_the_middle_of_equal_parts(clip, num_frames, numbers):
-    """2 of 17 frames: 17 / 4 = 4.25 and 12.75."""
-    chosen = video.read(clip, num_frames=num_frames)
-    assert which(chosen.frames, 17) == numbers
-    assert chosen.duration_seconds == pytest.approx(17 / 16)
 
 
 def test_frames_at_chosen_times_in_the_order_asked(clip):
@@ -216,8 +173,7 @@ def test_the_own_rate_gives_every_frame_once(tmp_path_factory, num_frames, fps):
     path = tmp_path_factory.mktemp("clips") / "clip.mp4"
     video.write(path, Video(frames=shades(num_frames), fps=fps))
     stored = video.read(path)
-    assert np.array_equal(video.read(path, fps=stored.fps).frames, stored.frames)
-    assert np.array_equal(video.read(path, num_frames=num_frames).frames, stored.frames)
+    assert np.array_equal(video.read_at(path, np.arange(num_frames) / stored.fps), stored.frames)
 
 
 def test_variable_rate_is_read_by_presentation_time(tmp_path):
@@ -233,8 +189,7 @@ def test_variable_rate_is_read_by_presentation_time(tmp_path):
         3,
         4,
     ]
-    assert which(video.read(path, fps=5).frames, 5)[:7] == [0, 2, 3, 3, 3, 3, 3]
-    with pytest.raises(VideoError, match=r"variable\.mkv.*variable frame rate \(1 to 10 fps\).*fps="):
+    with pytest.raises(VideoError, match=r"variable\.mkv.*variable frame rate \(1 to 10 fps\).*fps=RATE"):
         video.read(path)
 
 
@@ -242,8 +197,8 @@ def test_a_gif_on_its_grid_of_10_ms_is_constant(tmp_path):
     """16 fps as durations of 60 and 70 ms."""
     frames = shades(9)
     frames[:, 0] = 0
-    video.write_preview(tmp_path / "clip.gif", Video(frames=frames, fps=16))
-    assert video.read(tmp_path / "clip.gif").fps == pytest.approx(16, rel=0.01)
+    path = encode(tmp_path / "clip.gif", frames, [round(100 * k / 16) for k in range(9)], codec="gif")
+    assert video.read(path).fps == pytest.approx(16, rel=0.01)
 
 
 def test_a_reel_gives_every_frame_with_its_own_time_again_and_again(tmp_path, clip):
@@ -307,7 +262,7 @@ def test_a_skew_rotation_is_refused(tmp_path):
 
 
 def refused(path, match):
-    for reader in (video.read, lambda path: video.read(path, fps=4), lambda path: video.read_at(path, [0.0])):
+    for reader in (video.read, lambda path: video.read_at(path, [0.0])):
         with pytest.raises(VideoError, match=match) as caught:
             reader(path)
         assert str(path) in str(caught.value)
@@ -418,11 +373,11 @@ def test_a_playlist_is_not_followed(tmp_path, clip):
 def test_more_pixels_than_allowed_are_refused_before_any_is_decoded(clip):
     """17 frames of 16 x 16 x 3 bytes are 13,056."""
     assert len(video.read(clip, max_bytes=13_056).frames) == 17
-    with pytest.raises(VideoError, match=r"clip\.mp4: 17 frames of 16x16 take 13,056 bytes.*num_frames= or fps="):
+    with pytest.raises(VideoError, match=r"clip\.mp4: 17 frames of 16x16 take 13,056 bytes, more than 13,055; cut"):
         video.read(clip, max_bytes=13_055)
     with pytest.raises(VideoError, match="5592406 frames"):
         video.read_at(clip, [0.0] * (video.MAX_BYTES // 768 + 1))
-    assert len(video.read(clip, num_frames=2, max_bytes=13_055).frames) == 2
+    assert len(video.read_at(clip, [0.0, 0.5], max_bytes=13_055)) == 2
 
 
 def test_frames_not_wanted_are_dropped_at_once(tmp_path):
@@ -432,16 +387,10 @@ def test_frames_not_wanted_are_dropped_at_once(tmp_path):
     program = (
         "import resource, sys; from reward import video;"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-        "start = peak(); video.read(sys.argv[1], num_frames=2); print((peak() - start) / 1024)"
+        "start = peak(); video.read_at(sys.argv[1], [0.5, 1.5]); print((peak() - start) / 1024)"
     )
     result = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, check=True)
     assert float(result.stdout) < 80
-
-
-@pytest.mark.parametrize("wrong", [{"fps": 0}, {"fps": -1}, {"num_frames": 0}, {"fps": 4, "num_frames": 4}])
-def test_wrong_requests_are_refused(clip, wrong):
-    with pytest.raises(VideoError, match=r"clip\.mp4.*(expected a positive|give one)"):
-        video.read(clip, **wrong)
 
 
 @pytest.mark.parametrize("times", [[], [-0.1], [0.0, 1.0625], [float("nan")]])
@@ -489,28 +438,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(clip):
     assert list(clip.parent.iterdir()) == [clip]
 
 
-# Previews and the contact sheet
-
-
-@pytest.mark.parametrize("suffix", [".webp", ".gif"])
-def test_a_preview_plays_for_as_long_as_the_video_and_for_ever(tmp_path, suffix):
-    """16 frames at 16 fps: 62.5 ms is on neither grid, yet the whole takes 1 second."""
-    path = tmp_path / f"clip{suffix}"
-    video.write_preview(path, Video(frames=noise(16), fps=16))
-    with Image.open(path) as image:
-        frames = getattr(image, "n_frames", 1)
-        assert (frames, image.size, image.info["loop"]) == (16, (64, 64), 0)
-        total = 0
-        for number in range(frames):
-            image.seek(number)
-            image.load()
-            total += image.info["duration"]
-    assert total == 1000
-
-
-def test_another_preview_suffix_is_refused(tmp_path):
-    with pytest.raises(VideoError, match=r"clip\.png.*webp or \.gif"):
-        video.write_preview(tmp_path / "clip.png", Video(frames=shades(2), fps=16))
+# The contact sheet
 
 
 def test_a_contact_sheet_shows_two_runs_of_neighbours_enlarged_by_a_whole_factor():

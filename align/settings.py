@@ -63,6 +63,9 @@ class AlignConfig(Config):
     noise: NoiseLevels = NoiseLevels()
     learning_rate: PositiveFloat = 2e-4
     warmup_steps: NonNegativeInt = 10
+    cooldown: float = Field(default=0.0, ge=0, le=1)
+    """Share of all steps, at the end, over which the learning rate falls to 0: a policy that is nearly where it should
+    be is not thrown past it by the few pairs that are left."""
     weight_decay: NonNegativeFloat = 0.0
     max_gradient_norm: PositiveFloat = 1.0
     ema_decay: float = Field(default=0.95, ge=0, lt=1)

@@ -220,7 +220,7 @@ class Aligner:
     def _step(self, step: int, number: int) -> dict[str, float]:
         config = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+            group["lr"] = learning_rate_at(config, step)
         self.policy.pipeline.transformer.train()
         parts = self._parts(step, number)
         if self.beta is None and isinstance(config.objective, Dpo):
@@ -332,6 +332,13 @@ class Aligner:
         self.guards = guards.from_json(point.state["guards"])
         self.sums = point.state["sums"]
         return point.step
+
+
+def learning_rate_at(config: AlignConfig, step: int) -> float:
+    """Give the learning rate of a step: it rises, stays, and falls, on straight lines."""
+    total = config.num_rounds * config.steps_per_round
+    rise, fall = max(1, config.warmup_steps), max(1.0, config.cooldown * total)
+    return config.learning_rate * min(1.0, (step + 1) / rise, (total - step) / fall)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ that noisy labels leave. Probes show what the scores rest on.
       counts.{validation,test}_{videos,pairs}.{attempted,scored,failed,excluded}
       ranking.DIMENSION.{accuracy,unanimous,within_generator}.{strict,tie_aware,ties_dropped,ties_halved}.ESTIMATE
       ranking.DIMENSION.{generator_only.ESTIMATE,ceiling,gap_points}
+      ranking.DIMENSION.outcomes.{theta,tie_threshold,{accuracy,log_likelihood}.ESTIMATE}, or null (`ties: soft`)
       harm.{cost,TAG}.{num,num_positive,auroc.ESTIMATE}
       harm.{cost,TAG}.{natural,high_recall}.{threshold,true_positives,...,{recall,false_positive_rate,accuracy}.ESTIMATE}
       calibration.{helpfulness,cost,TAG}.{ece,noise_floor,brier,bins}

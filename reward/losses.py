@@ -64,6 +64,16 @@ def outcome_probabilities(scores: Pairs, theta: float) -> Float[Tensor, "b 3"]:
     return torch.stack([first, (theta - 1) * (theta + 1) * first * second, second], dim=-1)
 
 
+def tie_threshold(theta: float) -> float:
+    """Give the |difference| up to which a tie is the likeliest outcome: log(theta - 2 / theta), and 0 up to theta = 2.
+
+    With d >= 0 the second is never likelier than the first, and a tie is likelier than the first where
+    (theta^2 - 1) sigmoid(-d - log theta) > 1, so where e^d < theta - 2 / theta; up to theta = 2 that is below 1.
+    """
+    _log_theta(theta)
+    return math.log(max(1.0, theta - 2 / theta))
+
+
 def fit_theta(scores: Pairs, preference: Labels) -> float:
     """Give the theta for which `bradley_terry_ties` is least on these scores, which should be validation's.
 

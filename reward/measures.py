@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from scipy.special import expit
 
-from reward import metrics
+from reward import losses, metrics
 from reward.held_out import Compared, Counts, HeldOut, PairLabel, Searched, VideoLabel, has_tag, is_unsafe, preferred
 from reward.metrics import Calibration, Confusion, Estimate, PairAccuracy
 from reward.records import DIMENSIONS, TAGS, Dimension, Pair, videos_of
@@ -61,6 +63,20 @@ def attempt(measure: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | N
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """What the likelihood of wins, ties and losses is worth that a dimension was trained with."""
+
+    theta: float
+    """Fitted to the validation split; from it follows all else."""
+    tie_threshold: float
+    """Up to which difference a tie is the likeliest outcome, in the judge's units; 0: nowhere."""
+    accuracy: Estimate
+    """How often the likeliest outcome came, on all pairs."""
+    log_likelihood: Estimate
+    """Mean of log P(what came), in nats; ln(1/3) = -1.10 says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ranking:
     """How often one dimension is ranked as people do."""
 
@@ -75,6 +91,8 @@ class Ranking:
     """The best accuracy that the noise of the labels leaves, where it is known."""
     gap_points: float | None
     """Accuracy, ties dropped, less the ceiling, in points; < 0: below it."""
+    outcomes: Outcomes | NotMeasured | None = None
+    """None where ties have no likelihood of their own."""
 
 
 def rankings(splits: Splits, ceilings: Mapping[Dimension, float]) -> dict[str, Ranking | NotMeasured]:
@@ -94,7 +112,31 @@ def _ranking(dimension: Dimension, splits: Splits, ceiling: float | None) -> Ran
         generator_only=attempt(generator_only, label, splits.train, test.pairs),
         ceiling=ceiling,
         gap_points=100 * (accuracy.ties_dropped.value - ceiling) if has_gap else None,
+        outcomes=attempt(_outcomes, dimension, splits) if dimension in splits.scales.thetas else None,
     )
+
+
+def _outcomes(dimension: Dimension, splits: Splits) -> Outcomes:
+    pairs, theta = splits.test.compared(dimension, preferred(dimension)), splits.scales.thetas[dimension]
+    column = 2 * (1 - pairs.preference)  # of those that `outcome_probabilities` gives
+    if (column % 1).any():
+        raise ValueError("expected wins, losses and ties, got shares of votes")
+    probabilities = outcome_probabilities(dimension, pairs, splits.scales)
+    came = probabilities[np.arange(len(column)), column.astype(int)]
+    threshold = losses.tie_threshold(theta) / splits.scales.unit(dimension)
+    return Outcomes(
+        theta=theta,
+        tie_threshold=threshold,
+        accuracy=accuracy_of(pairs, threshold).tie_aware,
+        log_likelihood=metrics.mean(np.log(came), pairs.prompt_ids),
+    )
+
+
+def outcome_probabilities(dimension: Dimension, pairs: Compared, scales: Scales) -> Float[np.ndarray, "n 3"]:
+    """Give P(first is chosen), P(tie), P(second is chosen) of a dimension that has a theta."""
+    raw = torch.tensor(pairs.difference * scales.unit(dimension), dtype=torch.float64)
+    both = torch.stack([raw, torch.zeros_like(raw)], dim=1)
+    return losses.outcome_probabilities(both, scales.thetas[dimension]).numpy()
 
 
 def _accuracy(dimension: Dimension, test: HeldOut, validation: HeldOut) -> PairAccuracy:
@@ -221,9 +263,14 @@ def calibrations(splits: Splits) -> dict[str, Calibration | NotMeasured]:
 
 
 def _preference_calibration(splits: Splits) -> Calibration:
-    """P(first preferred) = sigmoid(difference of raw rewards), as Bradley and Terry have it."""
-    pairs = splits.test.compared("helpfulness", preferred("helpfulness"))
-    return metrics.calibration(expit(pairs.difference * splits.scales.reward_scale), pairs.preference, pairs.prompt_ids)
+    """P(first preferred) = sigmoid(difference of raw rewards), as Bradley and Terry have it; a tie counts half."""
+    pairs, scales = splits.test.compared("helpfulness", preferred("helpfulness")), splits.scales
+    if "helpfulness" in scales.thetas:
+        first, _, second = outcome_probabilities("helpfulness", pairs, scales).T
+        predicted = (1 + first - second) / 2  # the first, and half of the ties
+    else:
+        predicted = expit(pairs.difference * scales.unit("helpfulness"))
+    return metrics.calibration(predicted, pairs.preference, pairs.prompt_ids)
 
 
 def _harm_calibration(name: str, splits: Splits) -> Calibration:

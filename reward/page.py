@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 
 from reward.held_out import Counts
-from reward.measures import Detection, Evaluation, GoldResult, NotMeasured, ProbeResult, Ranking, Shift
+from reward.measures import Detection, Evaluation, GoldResult, NotMeasured, Outcomes, ProbeResult, Ranking, Shift
 from reward.metrics import Calibration, Confusion, Estimate, PairAccuracy
 from reward.probes import PROBED, PROBES, Probe
 from reward.records import DIMENSIONS
@@ -93,6 +93,7 @@ def _ranking(found: Evaluation) -> list[str]:
         "pairs with a choice; equal scores are wrong. Halved: the same, but equal scores count half: chance is 50.",
         "",
         *_table(["dimension", "pairs", "strict", "tie-aware", "ties dropped", "ties halved"], lines),
+        *_outcomes(found.ranking),
         "What to compare it with, ties dropped. Unanimous: pairs where all six dimensions prefer one video, on which",
         "MJ-Video scores SafeSora. One generator: pairs of videos of one generator, where knowing it helps nothing.",
         "Generators only: the best rule that knows the two generators and nothing else, ties halved. Ceiling: the best",
@@ -112,6 +113,35 @@ def _accuracies(result: Ranking | NotMeasured) -> Line:
         return [_why(accuracy), "", "", "", ""]
     ways = (accuracy.strict, accuracy.tie_aware, accuracy.ties_dropped, accuracy.ties_halved)
     return [str(accuracy.strict.n), *map(_share, ways)]
+
+
+def _outcomes(found: Mapping[str, Ranking | NotMeasured]) -> list[str]:
+    lines = [
+        [_words(dimension), *_outcome_cells(result.outcomes, result.accuracy)]
+        for dimension, result in found.items()
+        if isinstance(result, Ranking) and result.outcomes is not None
+    ]
+    if not lines:
+        return []
+    return [
+        "Where ties have a likelihood of their own: its theta, fitted on validation pairs; the difference up to which",
+        "a tie is then the likeliest outcome, beside the one of tie-aware, which is the best on validation pairs; how",
+        "often the likeliest outcome came, on all pairs; and the mean log-likelihood of what came: a guess has -1.10.",
+        "",
+        *_table(["dimension", "theta", "ties up to", "of tie-aware", "likeliest came", "log-likelihood"], lines),
+    ]
+
+
+def _outcome_cells(own: Outcomes | NotMeasured, tuned: PairAccuracy | NotMeasured) -> Line:
+    if isinstance(own, NotMeasured):
+        return [_why(own), "", "", "", ""]
+    return [
+        f"{own.theta:.2f}",
+        f"{own.tie_threshold:.3g}",
+        _why(tuned) if isinstance(tuned, NotMeasured) else f"{tuned.tie_threshold:.3g}",
+        _share(own.accuracy),
+        _interval(own.log_likelihood, "{:.2f}"),
+    ]
 
 
 def _fairness(result: Ranking | NotMeasured) -> Line:

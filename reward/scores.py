@@ -36,6 +36,11 @@ class Scores:
         reward, sub, cost, tags = torch.split(values, [1, len(SUB_DIMENSIONS), 1, len(TAGS)], dim=-1)
         return cls(reward=reward[:, 0], sub=sub, cost=cost[:, 0], tags=tags)
 
+    def of(self, dimension: Dimension) -> Float[Tensor, " b"]:
+        """Give the scores in one dimension."""
+        whole = {"helpfulness": self.reward, "cost": self.cost}
+        return whole[dimension] if dimension in whole else self.sub[:, SUB_DIMENSIONS.index(dimension)]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outputs:

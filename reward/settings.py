@@ -13,7 +13,7 @@ from reward.examples import Example, examples_of
 from reward.files import DataError
 from reward.model import ModelConfig
 from reward.preferences import Source
-from reward.records import DIMENSIONS, TAGS
+from reward.records import DIMENSIONS, TAGS, Dimension
 from reward.scores import SUB_DIMENSIONS
 from reward.trackers import Tracker
 
@@ -49,6 +49,11 @@ class RewardConfig(Config):
     """Harm tags to train: each needs videos with and without it. Of child abuse no row is ever kept."""
     use_safety_labels: bool = True
     """Whether `is_safe` places the zero of the cost. False for data without it: costs then only compare."""
+    ties: Literal["soft", "rao_kupper"] = "soft"
+    """How ties of helpfulness and its parts are learnt. `soft`: as half a win for each video; for forced choices,
+    shares of votes, and the odd tie. `rao_kupper`: as an outcome with a likelihood of its own; for votes that may say
+    `same`, and do. Each dimension then needs ties, and has a theta of its own, fitted to the validation split at the
+    start and at each validation. Costs are compared as in `soft`."""
     weights: LossWeights = LossWeights()
     num_steps: PositiveInt = 1_000
     batch_size: PositiveInt = 24
@@ -68,10 +73,17 @@ class RewardConfig(Config):
     seed: int = Field(default=0, ge=0)
 
 
+def rewards_of(config: RewardConfig) -> tuple[Dimension, ...]:
+    """Give the dimensions of reward that are trained: helpfulness, parts of it, or both."""
+    weights = config.weights
+    return (*(("helpfulness",) if weights.helpfulness else ()), *(config.parts if weights.parts else ()))
+
+
 def check_examples(train: Example, validation: Example, config: RewardConfig) -> None:
     """Refuse data that cannot train or validate what the settings ask for.
 
-    Raises: DataError: a head without labels or with ties only; safety of one kind only.
+    Raises: DataError: a head without labels or with ties only; safety of one kind only; labels that the likelihood of
+        ties is not for.
     """
     heads = {"helpfulness": config.weights.helpfulness, "cost": config.weights.cost}
     heads |= {part: config.weights.parts if part in config.parts else 0.0 for part in SUB_DIMENSIONS}
@@ -88,10 +100,27 @@ def check_examples(train: Example, validation: Example, config: RewardConfig) ->
                 f"is_safe: expected safe and unsafe {split} videos, got {len(known)} labels of one kind or none; "
                 "without them costs only compare: use_safety_labels=false"
             )
+        for dimension in rewards_of(config) if config.ties == "rao_kupper" else ():
+            _check_outcomes(example.preference(dimension), f"{dimension}: ties=rao_kupper", split)
+
+
+def _check_outcomes(labels: Float[Tensor, " p"], what: str, split: str) -> None:
+    """Refuse shares of votes, and labels without ties: no theta fits them."""
+    known = labels[labels.isfinite()]
+    if len(shares := known[(2 * known).frac() != 0]):
+        raise DataError(
+            f"{what}: expected wins, losses and ties, got a share of votes, {shares[0].item():g}, "
+            f"among the {split} pairs; set ties=soft"
+        )
+    if not (known == 0.5).any():
+        raise DataError(
+            f"{what}: expected ties, got none among the {len(known)} labelled {split} pairs; set ties=soft, "
+            "add ties, or change data.validation_share"
+        )
 
 
 def check_batch(config: RewardConfig, num_processes: int) -> None:
-    """Refuse steps that would leave a process without a prompt, and losses that are all left out.
+    """Refuse steps that would leave a process without a prompt, losses that are all left out, and ties of costs alone.
 
     Raises: ConfigError: so it is.
     """
@@ -103,6 +132,8 @@ def check_batch(config: RewardConfig, num_processes: int) -> None:
     weights = config.weights
     if not (weights.helpfulness or (weights.parts and config.parts) or weights.cost or (weights.tags and config.tags)):
         raise ConfigError("weights: all are 0, so nothing would be trained; give one a number > 0")
+    if config.ties == "rao_kupper" and not rewards_of(config):
+        raise ConfigError("ties=rao_kupper: is about helpfulness and its parts, and none is trained; leave it out")
 
 
 def tag_weights(train: Example, config: RewardConfig) -> Float[Tensor, " tags"]:

@@ -5,7 +5,7 @@ form. The weights that are kept are those with the least loss on the validation 
 The same command resumes, and ends at the same bits as a run that was not stopped.
 
     RUN/model/            the reward model
-    RUN/calibration.json  scale and offsets of its scores, from the validation split
+    RUN/calibration.json  scale and offsets of its scores, and theta of ties, from the validation split
     RUN/metrics.jsonl     losses, and accuracies on the validation split
 """
 
@@ -27,10 +27,10 @@ from reward.examples import Example, joined
 from reward.features import BackboneError, FeatureCache, Limits
 from reward.files import DataError, replacing
 from reward.model import ModelError, RewardModel, fill
-from reward.records import DIMENSIONS, TAGS
+from reward.records import DIMENSIONS, TAGS, Dimension
 from reward.run import Run, RunError, Step, Stop, Stopped, follow, generator, open_run, seed_for, stop_on_signal
 from reward.scores import SUB_DIMENSIONS, Scores
-from reward.settings import RewardConfig, check_batch, check_examples, load_examples, tag_weights
+from reward.settings import RewardConfig, check_batch, check_examples, load_examples, rewards_of, tag_weights
 from reward.verdicts import Calibration
 
 SHOWN = ("loss", "validation_loss", "accuracy_helpfulness", "accuracy_cost")
@@ -42,18 +42,24 @@ USER_ERRORS = (BackboneError, CheckpointError, ConfigError, DataError, ModelErro
 
 
 def loss_of(
-    scores: Scores, example: Example, positive_weight: Float[Tensor, " tags"], config: RewardConfig
+    scores: Scores,
+    example: Example,
+    positive_weight: Float[Tensor, " tags"],
+    thetas: Mapping[Dimension, float],
+    config: RewardConfig,
 ) -> dict[str, Tensor]:
-    """Give the losses of one member, weighted, by name; those of weight 0 are left out."""
+    """Give the losses of one member, weighted, by name; those of weight 0 are left out.
+
+    `thetas` are those of `fit_thetas`.
+    """
     weights, pairs = config.weights, example.pairs
     found = {}
     if weights.helpfulness:
-        rewards = scores.reward[pairs]
-        found["helpfulness"] = weights.helpfulness * losses.bradley_terry(rewards, example.preference("helpfulness"))
-        found["centring"] = weights.centring * losses.centring(rewards)
-    for column, part in enumerate(SUB_DIMENSIONS):
+        found["helpfulness"] = weights.helpfulness * _reward_loss("helpfulness", scores, example, thetas)
+        found["centring"] = weights.centring * losses.centring(scores.reward[pairs])
+    for part in SUB_DIMENSIONS:
         if weights.parts and part in config.parts:
-            found[part] = weights.parts * losses.bradley_terry(scores.sub[:, column][pairs], example.preference(part))
+            found[part] = weights.parts * _reward_loss(part, scores, example, thetas)
     if weights.cost:
         found["cost"] = weights.cost * _cost_loss(scores.cost[pairs], example, config)
     if weights.tags and config.tags:
@@ -64,12 +70,29 @@ def loss_of(
     return found
 
 
+def _reward_loss(dimension: Dimension, scores: Scores, example: Example, thetas: Mapping[Dimension, float]) -> Tensor:
+    pairs, labels = scores.of(dimension)[example.pairs], example.preference(dimension)
+    if dimension in thetas:
+        return losses.bradley_terry_ties(pairs, labels, thetas[dimension])
+    return losses.bradley_terry(pairs, labels)
+
+
 def _cost_loss(costs: Float[Tensor, "p 2"], example: Example, config: RewardConfig) -> Tensor:
     if config.use_safety_labels:
         return losses.signed_cost(
             costs, example.preference("cost"), example.unsafe[example.pairs], config.weights.shrinkage
         )
     return losses.bradley_terry(costs, example.preference("cost")) + config.weights.shrinkage * losses.shrinkage(costs)
+
+
+def fit_thetas(scores: Scores, validation: Example, config: RewardConfig) -> dict[Dimension, float]:
+    """Give the theta of each dimension whose ties have a likelihood of their own, from the validation split."""
+    if config.ties == "soft":
+        return {}
+    return {
+        dimension: losses.fit_theta(scores.of(dimension)[validation.pairs], validation.preference(dimension))
+        for dimension in rewards_of(config)
+    }
 
 
 # Training ---------------------------------------------------------------------------------------------------
@@ -98,7 +121,9 @@ class Trainer:
         )
         self.ddp: nn.Module = accelerator.prepare(self.model)
         self.best = {name: weight.detach().cpu().clone() for name, weight in self.model.trained().items()}
-        self.best_loss, self.waited = math.inf, 0
+        self.best_loss: float | None = None
+        self.waited = 0
+        self.thetas: dict[Dimension, float] = {}
 
     def make_features(self, stop: Stop) -> None:
         """Fill the cache, each process its share, with a progress bar.
@@ -116,6 +141,8 @@ class Trainer:
     def train(self) -> Iterator[Step]:
         """Run the steps that are left; at the end the model holds the best weights."""
         start = self._resume()
+        if start == 0 and self.config.ties == "rao_kupper":
+            self.thetas = fit_thetas(Scores.split(self.score(self.validation)), joined(self.validation), self.config)
         for step in range(start, self.config.num_steps):
             if self.waited >= self.config.patience:
                 break
@@ -177,7 +204,7 @@ class Trainer:
         """Give the losses, averaged over the members."""
         outputs = self.ddp([self.cache.features(p, t) for p, t in zip(example.paths, example.texts, strict=True)])
         moved = example.to(self.accelerator.device)
-        members = [loss_of(scores, moved, self.positive_weight, self.config) for scores in outputs.members]
+        members = [loss_of(one, moved, self.positive_weight, self.thetas, self.config) for one in outputs.members]
         return {name: torch.stack([member[name] for member in members]).mean() for name in members[0]}
 
     # Validation ---------------------------------------------------------------------------------------------
@@ -193,17 +220,19 @@ class Trainer:
         return torch.cat(values)
 
     def _validate(self) -> dict[str, float]:
-        """Give loss and accuracies on the validation split; every process does the same work."""
+        """Fit the thetas anew; give loss and accuracies on the validation split. Every process does the same work."""
         together = joined(self.validation)
         scores = Scores.split(self.score(self.validation))
-        found = loss_of(scores, together, self.positive_weight.cpu(), self.config)
+        self.thetas = fit_thetas(scores, together, self.config)
+        found = loss_of(scores, together, self.positive_weight.cpu(), self.thetas, self.config)
         loss = sum(value.item() for name, value in found.items() if name != "centring")
-        if loss < self.best_loss:
+        if self.best_loss is None or loss < self.best_loss:
             self.best_loss, self.waited = loss, 0
             self.best = {name: weight.detach().cpu().clone() for name, weight in self.model.trained().items()}
         else:
             self.waited += 1
         measures = {f"validation_{name}": value.item() for name, value in found.items()}
+        measures |= {f"theta_{dimension}": theta for dimension, theta in self.thetas.items()}
         return {"validation_loss": loss, **measures, **accuracies(scores, together, self.config)}
 
     # Checkpoints --------------------------------------------------------------------------------------------
@@ -213,7 +242,7 @@ class Trainer:
         tensors, optimizer = flatten_optimizer(self.optimizer)
         tensors |= {f"model.{name}": weight.detach() for name, weight in self.model.trained().items()}
         tensors |= {f"best.{name}": weight for name, weight in self.best.items()}
-        state = {"optimizer": optimizer, "best_loss": self.best_loss, "waited": self.waited}
+        state = {"optimizer": optimizer, "best_loss": self.best_loss, "waited": self.waited, "thetas": self.thetas}
         self.run.save(step, tensors, state)
 
     def _resume(self) -> int:
@@ -224,6 +253,7 @@ class Trainer:
         self.best = with_prefix(point.tensors, "best.")
         restore_optimizer(self.optimizer, point.tensors, point.state["optimizer"])
         self.best_loss, self.waited = point.state["best_loss"], point.state["waited"]
+        self.thetas = point.state["thetas"]
         return point.step
 
 
@@ -235,14 +265,12 @@ def schedule(step: int, config: RewardConfig) -> float:
 
 def accuracies(scores: Scores, example: Example, config: RewardConfig) -> dict[str, float]:
     """Give the share of pairs that are ranked as labelled, ties left out, and of costs on the right side of zero."""
-    columns = {"helpfulness": scores.reward, "cost": scores.cost}
-    columns |= {part: scores.sub[:, column] for column, part in enumerate(SUB_DIMENSIONS)}
     found = {}
     for dimension in DIMENSIONS:
         labels = example.preference(dimension)
         counted = labels.isfinite() & (labels != 0.5)
         if counted.any():
-            ahead = columns[dimension][example.pairs].diff(dim=1)[:, 0] < 0
+            ahead = scores.of(dimension)[example.pairs].diff(dim=1)[:, 0] < 0
             found[f"accuracy_{dimension}"] = (ahead == (labels > 0.5))[counted].float().mean().item()
     known = example.unsafe.isfinite()
     if config.use_safety_labels and known.any():
@@ -254,14 +282,13 @@ def accuracies(scores: Scores, example: Example, config: RewardConfig) -> dict[s
 
 
 def calibrate(
-    values: Float[Tensor, "v 18"], positive_weight: Float[Tensor, " tags"], config: RewardConfig
+    values: Float[Tensor, "v 18"], validation: Example, positive_weight: Float[Tensor, " tags"], config: RewardConfig
 ) -> Calibration:
-    """Give the scale of scores, from those of the validation videos."""
+    """Give the scale of scores, and the thetas, from those of the validation videos."""
     scores, weights = Scores.split(values), config.weights
     offsets = dict.fromkeys(TAGS, 0.0) | dict(zip(config.tags, positive_weight.log().tolist(), strict=True))
     trained = [
-        *(["helpfulness"] if weights.helpfulness else []),
-        *(config.parts if weights.parts else []),
+        *rewards_of(config),
         *(["cost"] if weights.cost else []),
         *(config.tags if weights.tags else []),
     ]
@@ -272,6 +299,7 @@ def calibrate(
         cost_has_zero=config.use_safety_labels,
         tag_offsets=tuple(offsets.values()),
         trained=tuple(trained),
+        thetas=fit_thetas(scores, validation, config),
     )
 
 
@@ -317,7 +345,8 @@ def run_training(config: RewardConfig) -> int:
 def finish(trainer: Trainer) -> None:
     """Write the model and its calibration."""
     trainer.model.save(trainer.config.out / "model")
-    found = calibrate(trainer.score(trainer.validation), trainer.positive_weight.cpu(), trainer.config)
+    values, validation = trainer.score(trainer.validation), joined(trainer.validation)
+    found = calibrate(values, validation, trainer.positive_weight.cpu(), trainer.config)
     with replacing(trainer.config.out / "calibration.json") as new:
         new.write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
     print(trainer.config.out / "model")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reward import checkpoint
 from reward.config import Config
-from reward.records import DIMENSIONS, TAGS
+from reward.records import DIMENSIONS, TAGS, Dimension
 from reward.scores import SUB_DIMENSIONS, Outputs
 
 NAMES = ("helpfulness", *SUB_DIMENSIONS, "cost", *TAGS)
@@ -39,6 +39,12 @@ class Calibration(Config):
     """Taken off the twelve logits: what class balance added."""
     trained: tuple[ScoreName, ...]
     """Names of the scores that were trained: others say nothing."""
+    thetas: dict[Dimension, Annotated[float, Field(gt=1)]] = Field(default_factory=dict)
+    """Of the dimensions that were trained with a likelihood of ties: its theta, for differences of raw scores."""
+
+    def unit(self, dimension: Dimension) -> float:
+        """Give the raw difference that a difference of 1 between verdicts stands for."""
+        return {"helpfulness": self.reward_scale, "cost": self.cost_scale}.get(dimension, 1.0)
 
 
 def judge_files(run: Path) -> tuple[Path, Path]:

@@ -110,6 +110,19 @@ def noted(told: list[str], name: str, method: Callable[..., Any]) -> Callable[..
     return noting
 
 
+@pytest.mark.parametrize(
+    ("cooldown", "rates"),
+    [(0.0, [0.1, 1, 1, 1, 1]), (0.5, [0.1, 1, 1, 0.5, 0.02]), (1.0, [0.1, 0.91, 0.6, 0.25, 0.01])],
+)
+def test_the_learning_rate_rises_stays_and_falls(cooldown: float, rates: list[float], home: Path):
+    """Of 100 steps; step 75 has a quarter left, which is half of the last 50."""
+    settings = tiny_alignment.settings(
+        home, num_rounds=4, steps_per_round=25, warmup_steps=10, cooldown=cooldown, learning_rate=2.0
+    )
+    found = [train.learning_rate_at(settings, step) / 2.0 for step in (0, 9, 40, 75, 99)]
+    assert found == pytest.approx(rates)
+
+
 def test_beta_of_the_settings_reaches_every_step(home: Path):
     """Margins follow from the gaps that are logged beside them."""
     objective = {"kind": "dpo", "beta": {"kind": "fixed", "value": 123.0}}

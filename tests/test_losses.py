@@ -5,7 +5,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, logit
@@ -251,6 +251,21 @@ def test_theta_is_found_however_right_or_wrong_the_scores_are(gap: float, tied_g
     assert least < min(others)
 
 
+def test_the_tie_threshold_by_hand():
+    """theta = 4: 4 - 2/4 = 7/2. At d = log 7/2 the first has 7/2 / (7/2 + 4) = 7/15, a tie 15 * 7/15 * 1/15 = 7/15."""
+    threshold = losses.tie_threshold(4.0)
+    assert threshold == pytest.approx(math.log(3.5))
+    torch.testing.assert_close(losses.outcome_probabilities(numbers([threshold, 0]), 4.0), numbers([7, 7, 1]) / 15)
+    assert [losses.tie_threshold(theta) for theta in (1.1, 1.5, 2.0)] == [0, 0, 0]
+
+
+@given(theta=thetas, difference=score)
+def test_a_tie_is_the_likeliest_outcome_up_to_the_threshold(theta: float, difference: float):
+    assume(abs(abs(difference) - losses.tie_threshold(theta)) > 1e-6)
+    first, tie, second = losses.outcome_probabilities(numbers([difference, 0]), theta)[0].tolist()
+    assert (tie > max(first, second)) == (abs(difference) < losses.tie_threshold(theta))
+
+
 @pytest.mark.parametrize("outcome", [0.5, 1.0, 0.0])
 def test_theta_needs_ties_and_choices(outcome: float):
     with pytest.raises(ValueError, match="ties and choices to fit theta, got"):
@@ -387,6 +402,7 @@ def test_theta_must_be_above_one(theta: float):
     for call in (
         lambda: losses.bradley_terry_ties(SCORES, OUTCOMES, theta),
         lambda: losses.outcome_probabilities(SCORES, theta),
+        lambda: losses.tie_threshold(theta),
     ):
         with pytest.raises(ValueError, match=r"theta: expected a finite number > 1"):
             call()

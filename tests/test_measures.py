@@ -1,10 +1,11 @@
+import math
 from dataclasses import replace
 
 import pytest
 from scipy.special import expit
 
 from reward import measures
-from reward.measures import Detection, GoldResult, NotMeasured, Ranking
+from reward.measures import Detection, GoldResult, NotMeasured, Outcomes, Ranking
 from reward.metrics import Calibration, Confusion, Estimate, PairAccuracy
 from reward.records import DIMENSIONS
 from reward.truth import Gold
@@ -94,6 +95,54 @@ def test_the_rule_that_knows_only_generators():
     assert (value(found), found.n if isinstance(found, Estimate) else None) == (0.625, 4)
     nothing = ranking(test, test).generator_only
     assert nothing == NotMeasured(not_measured="no labelled pair whose generators are known, in training or in test")
+
+
+# Ties with a likelihood of their own ------------------------------------------------------------------------
+
+LOG2, LOG20 = math.log(2), math.log(20)
+
+
+def test_outcomes_are_foretold_by_theta():
+    """theta = 5 calls a tie up to a raw difference of log 4.6, here log 4.6 / 2, as rewards were divided by 2.
+
+    At d = log 2 a tie has 48/77 and the first 2/7, so a tie is called: right once, wrong once. At log 20 the first has
+    sigmoid(log 4) = 4/5, and so has the second the other way round: right twice.
+    """
+    test = [better(LOG2 / 2, 0, share=0.5), better(LOG2 / 2, 0), better(LOG20 / 2, 0), better(0, LOG20 / 2, share=0)]
+    found = measures.rankings(splits(test, test, reward_scale=2.0, thetas={"helpfulness": 5.0}), {})["helpfulness"]
+    assert isinstance(found, Ranking)
+    assert isinstance(found.outcomes, Outcomes)
+    assert (found.outcomes.theta, found.outcomes.tie_threshold) == (5.0, pytest.approx(math.log(4.6) / 2))
+    assert value(found.outcomes.accuracy) == 0.75
+    nats = (math.log(48 / 77) + math.log(2 / 7) + 2 * math.log(4 / 5)) / 4
+    assert value(found.outcomes.log_likelihood) == pytest.approx(nats)
+
+
+def test_parts_are_in_units_of_their_own():
+    case = Case(preferred={"aesthetics": 1.0}, scores={"aesthetics": (LOG2, 0)})
+    found = measures.rankings(splits([case] * 2, [case], reward_scale=2.0, thetas={"aesthetics": 5.0}), {})[
+        "aesthetics"
+    ]
+    assert isinstance(found, Ranking)
+    assert isinstance(found.outcomes, Outcomes)
+    assert found.outcomes.tie_threshold == pytest.approx(math.log(4.6))
+    assert value(found.outcomes.log_likelihood) == pytest.approx(math.log(2 / 7))
+
+
+def test_no_theta_no_outcomes_and_no_outcomes_of_shares():
+    test = [better(1, 0), better(1, 0, share=0.75)]
+    assert ranking(test, test).outcomes is None
+    found = measures.rankings(splits(test, test, thetas={"helpfulness": 5.0}), {})["helpfulness"]
+    assert isinstance(found, Ranking)
+    assert found.outcomes == NotMeasured(not_measured="expected wins, losses and ties, got shares of votes")
+
+
+def test_a_probability_of_preference_counts_ties_half():
+    """theta = 5, d = log 2: 2/7 + 48/77 / 2 = 46/77."""
+    test = splits([better(LOG2 / 2, 0)] * 2, reward_scale=2.0, thetas={"helpfulness": 5.0})
+    found = measures.calibrations(test)["helpfulness"]
+    assert isinstance(found, Calibration)
+    assert found.bins[0].predicted == pytest.approx(46 / 77)
 
 
 # Harm -------------------------------------------------------------------------------------------------------

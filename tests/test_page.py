@@ -67,6 +67,18 @@ def test_accuracy_stands_beside_its_ceiling(text: str):
     assert fairness[1] == "not measured: no such pair has a label"
 
 
+def test_ties_with_a_likelihood_of_their_own_stand_beside_the_tuned_threshold(text: str):
+    """theta = 5 and a scale of 1: log 4.6 = 1.53, so the differences of 1 are called ties, and none is one.
+
+    Three times log sigmoid(1 - log 5) = -1.043 came, and once log sigmoid(-1 - log 5) = -2.680: mean -1.452.
+    """
+    held = splits([RIGHT, RIGHT, RIGHT, WRONG], [RIGHT], trained=("helpfulness",), thetas={"helpfulness": 5.0})
+    with_ties = page.to_markdown(replace(evaluation(), ranking=measures.rankings(held, {})))
+    cells = row(with_ties.split("likelihood of their own")[1], "helpfulness")
+    assert (cells[1:4], cells[4][:4], cells[5][:6]) == (["5.00", "1.53", "0"], "0.0 ", "-1.45 ")
+    assert "likelihood of their own" not in text
+
+
 def test_what_was_published_is_marked_as_not_measured(text: str):
     assert row(text.split("SafeSora published")[1], "helpfulness") == ["helpfulness", "65.29", "not measured here"]
     assert row(text, "harmlessness") == ["harmlessness", "72.41", "not measured here"]

@@ -38,3 +38,4 @@ def test_videoalign_trains_only_what_its_votes_are_about():
     config = load(RewardConfig, FOLDER / "videoalign.yaml")
     assert "informativeness" not in config.parts
     assert (config.tags, config.weights.cost, config.weights.tags) == ((), 0, 0)
+    assert config.ties == "rao_kupper"

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -190,6 +191,19 @@ def test_other_data_are_tested_on_without_the_prompts_of_the_training(home: Path
     assert (found.counts["test_pairs"].scored, found.counts["test_pairs"].excluded) == (3, 2)
     assert found.data[str(other)].read == 5
     assert found.gold is None
+
+
+def test_a_run_with_theta_is_measured_by_its_likelihood_too(home: Path, copy: Path):
+    """theta = 4 and rewards divided by 2: ties up to log 3.5 / 2."""
+    tiny_judge.calibrate(copy, thetas={"helpfulness": 4.0})
+    assert evaluate.main([str(copy), "num_probed=2"]) == 0
+    ranking = json.loads((copy / "evaluation.json").read_text())["ranking"]
+    own = ranking["helpfulness"]["outcomes"]
+    assert (own["theta"], own["tie_threshold"]) == (4.0, pytest.approx(math.log(3.5) / 2))
+    assert own["accuracy"]["n"] == own["log_likelihood"]["n"] == 4
+    assert own["log_likelihood"]["value"] < 0
+    assert ranking["aesthetics"]["outcomes"] is None
+    assert "| helpfulness | 4.00 | 0.626 |" in (copy / "evaluation.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.records import TAGS
+from reward.records import DIMENSIONS, TAGS
 from reward.scores import NUM_SCORES, SUB_DIMENSIONS, Outputs, Scores
 
 
@@ -14,6 +14,9 @@ def test_columns_by_name():
     assert scores.sub.tolist() == [[1, 2, 3, 4], [19, 20, 21, 22]]
     assert scores.cost.tolist() == [5, 23]
     assert scores.tags[0].tolist() == list(range(6, 18))
+    found = {dimension: scores.of(dimension).tolist() for dimension in DIMENSIONS}
+    assert (found["helpfulness"], found["cost"], found["informativeness"]) == ([0, 18], [5, 23], [3, 21])
+    assert [found[part][0] for part in SUB_DIMENSIONS] == [1, 2, 3, 4]
     assert NUM_SCORES == 18
     assert len(TAGS) == 12
     assert SUB_DIMENSIONS == ("instruction_following", "correctness", "informativeness", "aesthetics")

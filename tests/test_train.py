@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,17 @@ import pytest
 import tiny_encoders
 import torch
 
-from reward import formats, train, video
+from reward import formats, losses, train, video
 from reward.backbone import Dual
 from reward.config import dump, load
 from reward.examples import examples_of, joined
+from reward.features import FeatureCache
 from reward.files import DataError
 from reward.model import ModelConfig, RewardModel, fill
 from reward.preferences import Source
-from reward.records import FIRST, SECOND, TAGS, TIE, Pair, Preference, Prompt, Tags, VideoSample
+from reward.records import FIRST, SECOND, TAGS, TIE, Dimension, Pair, Preference, Prompt, Tags, VideoSample
 from reward.scores import Scores
-from reward.settings import RewardConfig, check_examples, load_examples, tag_weights
+from reward.settings import LossWeights, RewardConfig, check_examples, load_examples, rewards_of, tag_weights
 
 ROOT = Path(__file__).parents[1]
 CLEAN = Tags(**dict.fromkeys(TAGS, False))
@@ -129,8 +131,8 @@ def test_what_is_labelled_better_should_score_higher_and_what_is_unsafe_cost_mor
     """The bright video is better and unsafe: reward and cost of 1 for it and -1 for the other beat the opposite."""
     config = settings(home, tmp_path)
     (example,) = examples_of([pair(0, first_is_bright=True)])
-    right = train.loss_of(scores([1, -1], [1, -1]), example, torch.ones(1), config)
-    wrong = train.loss_of(scores([-1, 1], [-1, 1]), example, torch.ones(1), config)
+    right = train.loss_of(scores([1, -1], [1, -1]), example, torch.ones(1), {}, config)
+    wrong = train.loss_of(scores([-1, 1], [-1, 1]), example, torch.ones(1), {}, config)
     assert right["helpfulness"] < wrong["helpfulness"]
     assert right["cost"] < wrong["cost"]
     assert right["helpfulness"].item() == pytest.approx(np.log1p(np.exp(-2)), rel=1e-5)
@@ -163,10 +165,10 @@ def test_a_part_without_labels_can_be_left_out(home: Path, tmp_path: Path):
         check_examples(few, few, settings(home, tmp_path, use_safety_labels=False))
     config = settings(home, tmp_path, use_safety_labels=False, parts=("aesthetics", "correctness"))
     check_examples(few, few, config)
-    found = train.loss_of(scores([1, -1], [1, -1]), few, torch.ones(1), config)
+    found = train.loss_of(scores([1, -1], [1, -1]), few, torch.ones(1), {}, config)
     assert {"aesthetics", "correctness"} < found.keys()
     assert not {"informativeness", "instruction_following"} & found.keys()
-    assert "informativeness" not in train.calibrate(torch.randn(4, 18), torch.ones(1), config).trained
+    assert "informativeness" not in train.calibrate(torch.randn(4, 18), few, torch.ones(1), config).trained
 
 
 def test_safety_of_one_kind_is_refused(home: Path, tmp_path: Path):
@@ -202,6 +204,159 @@ def test_the_learning_rate_rises_and_falls(home: Path, tmp_path: Path):
     assert train.schedule(4, config) == pytest.approx(0.5 * 0.5 * (1 + np.cos(0.04 * np.pi)))
     assert train.schedule(50, config) == pytest.approx(0.5)
     assert train.schedule(99, config) < 0.001
+
+
+# Ties -------------------------------------------------------------------------------------------------------
+
+
+def test_a_tie_draws_the_scores_together_by_its_own_likelihood(home: Path, tmp_path: Path):
+    """d = log 2, theta = 5: -log 48/77, of slope sigmoid(log 10) - sigmoid(log 5/2) = 10/11 - 5/7 = 15/77 in d.
+
+    As half a win for each: (log 3/2 + log 3) / 2, of slope (2/3 - 1/3) / 2 = 1/6.
+    """
+    config = settings(home, tmp_path, weights=LossWeights(centring=0), use_safety_labels=False)
+    tied = joined(examples_of(without("helpfulness", TIE)))
+    with_theta: dict[Dimension, float] = {"helpfulness": 5.0}
+    for thetas, loss, slope in ((with_theta, np.log(77 / 48), 15 / 77), ({}, np.log(4.5) / 2, 1 / 6)):
+        values = torch.zeros(2, 18, dtype=torch.float64)
+        values[0, 0] = np.log(2)
+        values.requires_grad_()
+        found = train.loss_of(Scores.split(values), tied, torch.ones(1), thetas, config)["helpfulness"]
+        (gradient,) = torch.autograd.grad(found, values)
+        assert found.item() == pytest.approx(loss)
+        assert gradient[:, 0].tolist() == pytest.approx([slope, -slope])
+        assert not gradient[:, 1:].any()
+
+
+def test_all_losses_have_the_gradients_that_they_say(home: Path, tmp_path: Path):
+    config = settings(home, tmp_path)
+    few = joined(examples_of([*without("aesthetics", TIE), pair(1, first_is_bright=False)]))
+    thetas = dict.fromkeys(rewards_of(config), 3.0)
+    values = torch.randn(4, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda each: [*train.loss_of(Scores.split(each), few, torch.ones(1), thetas, config).values()], values
+    )
+
+
+@pytest.mark.parametrize(
+    ("label", "problem"),
+    [
+        (FIRST, "expected ties, got none among the 1 labelled training pairs; set ties=soft"),
+        (
+            Preference(probability=0.75, num_votes=4),
+            r".* a share of votes, 0\.75, among the training pairs; set ties=soft",
+        ),
+    ],
+)
+def test_the_likelihood_of_ties_needs_ties_and_no_shares(home: Path, tmp_path: Path, label: Preference, problem: str):
+    bad = joined(examples_of(without("helpfulness", label)))
+    with pytest.raises(DataError, match=f"helpfulness: ties=rao_kupper: {problem}"):
+        check_examples(bad, bad, settings(home, tmp_path, use_safety_labels=False, ties="rao_kupper"))
+    check_examples(bad, bad, settings(home, tmp_path, use_safety_labels=False))
+
+
+def votes(home: Path, *, overall: Sequence[str] = ("A", "B", "same"), vq: Sequence[str] = ("A", "B")) -> Path:
+    """Write a table of votes on the videos of `home`, prompt by prompt these in turn."""
+    lines = ["path_A,path_B,prompt,Overall,VQ"]
+    for number in range(24):
+        sides = [f"videos/p{number}/v{number}{side}.mp4" for side in ("bright", "dark")]
+        bright_wins = [overall[number % len(overall)], vq[number % len(vq)]]
+        lines.append(",".join([*(sides if number % 2 else sides[::-1]), f"a red circle {number}", *bright_wins]))
+    path = home / f"votes-{'-'.join(overall)}-{'-'.join(vq)}.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def with_ties(home: Path, out: Path, **changes: Any) -> RewardConfig:
+    fields: dict[str, Any] = {
+        "data": Source(path=votes(home, vq=("A", "same", "B")), video_dir=home, validation_share=0.4),
+        "parts": ("aesthetics",),
+        "tags": (),
+        "weights": LossWeights(cost=0, tags=0),
+        "ties": "rao_kupper",
+        "learning_rate": 3e-3,
+    }
+    return settings(home, out, **(fields | changes))
+
+
+@pytest.fixture(scope="module")
+def tied(home: Path) -> Path:
+    """A run on votes with ties that nobody stopped."""
+    out = home / "tied"
+    assert train.main(command(with_ties(home, out), home / "tied.yaml")) == 0
+    return out
+
+
+def test_the_judge_keeps_the_thetas_that_fit_its_best_scores(home: Path, tied: Path):
+    lines = [json.loads(line) for line in (tied / "metrics.jsonl").read_text().splitlines()]
+    best = min((line for line in lines if "validation_loss" in line), key=lambda line: line["validation_loss"])
+    thetas = load(train.Calibration, tied / "calibration.json").thetas
+    assert thetas == {name: best[f"theta_{name}"] for name in ("helpfulness", "aesthetics")}
+    assert len({line["theta_helpfulness"] for line in lines if "validation_loss" in line}) > 1, "fitted anew"
+    config = with_ties(home, tied)
+    validation = load_examples(config)["validation"]
+    model = RewardModel.load(tied / "model").eval()
+    cache = FeatureCache(config.cache, model.backbone)
+    with torch.no_grad():
+        found = [model([cache.features(p, t) for p, t in zip(e.paths, e.texts, strict=True)]) for e in validation]
+    rewards = torch.cat([each.mean.reward for each in found])
+    together = joined(validation)
+    theta = losses.fit_theta(rewards[together.pairs], together.preference("helpfulness"))
+    assert thetas["helpfulness"] == pytest.approx(theta)
+
+
+@pytest.mark.parametrize("ended_after", [1, 3, 5])
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_run_with_ties_that_was_ended_ends_at_the_same_bits(
+    home: Path, tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, ended_after: int
+):
+    """Validation is every second step, so thetas of a stopped run are those of weights that are no longer there."""
+    arguments = command(with_ties(home, tmp_path / "run"), tmp_path / "run.yaml")
+    step = train.Trainer._step
+
+    def step_and_end(self: train.Trainer, number: int) -> dict[str, float]:
+        if how == "killed" and number == ended_after:
+            raise KeyboardInterrupt
+        if how == "stopped" and number == ended_after - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "_step", step_and_end)
+        if how == "killed":
+            with pytest.raises(KeyboardInterrupt):
+                train.main(arguments)
+        else:
+            assert train.main(arguments) == 143
+    assert train.main(arguments) == 0
+    for name in ("model/model.safetensors", "calibration.json", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tied / name).read_bytes(), name
+
+
+def test_soft_ties_have_no_theta(home: Path, tied: Path, tmp_path: Path):
+    arguments = command(with_ties(home, tmp_path / "run", ties="soft"), tmp_path / "run.yaml")
+    assert train.main(arguments) == 0
+    assert load(train.Calibration, tmp_path / "run/calibration.json").thetas == {}
+    assert "theta" not in (tmp_path / "run/metrics.jsonl").read_text()
+    assert weights(tmp_path / "run") != weights(tied)
+
+
+@pytest.mark.parametrize(
+    ("overall", "ties", "problem"),
+    [
+        (("A", "B"), "rao_kupper", r"helpfulness: ties=rao_kupper: expected ties, got none among the \d+ labelled"),
+        (("same",), "rao_kupper", "helpfulness: ties only among the .* training pairs"),
+        (("same",), "soft", "helpfulness: ties only among the .* training pairs"),
+    ],
+)
+def test_votes_that_cannot_be_learnt_end_with_one_line_before_any_training(
+    home: Path, tmp_path: Path, overall: tuple[str, ...], ties: str, problem: str
+):
+    data = Source(path=votes(home, overall=overall), video_dir=home, validation_share=0.4)
+    config = with_ties(home, tmp_path / "run", data=data, ties=ties)
+    with pytest.raises(SystemExit, match=problem):
+        train.main(command(config, tmp_path / "run.yaml"))
+    assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
 # The whole --------------------------------------------------------------------------------------------------
@@ -282,6 +437,10 @@ def test_a_model_of_another_shape_is_no_start(home: Path, straight: Path, tmp_pa
             "weights: all are 0",
         ),
         ({"tags": ("crime", "violence")}, "violence"),
+        (
+            {"weights": {"helpfulness": 0, "parts": 0}, "ties": "rao_kupper"},
+            "ties=rao_kupper: is about helpfulness and its parts, and none is trained",
+        ),
     ],
 )
 def test_what_cannot_be_trained_ends_with_one_line(home: Path, tmp_path: Path, changes: dict, message: str):

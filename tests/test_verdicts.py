@@ -105,6 +105,18 @@ def test_a_calibration_comes_back_from_json(tmp_path):
     assert load(Calibration, tmp_path / "calibration.json") == ALL
 
 
+def test_thetas_come_back_from_json_and_older_calibrations_have_none(tmp_path):
+    (tmp_path / "with.json").write_text(ALL.model_copy(update={"thetas": {"helpfulness": 0.1 + 3}}).model_dump_json())
+    (tmp_path / "older.json").write_text(ALL.model_dump_json(exclude={"thetas"}))
+    assert load(Calibration, tmp_path / "with.json").thetas == {"helpfulness": 0.1 + 3}
+    assert load(Calibration, tmp_path / "older.json") == ALL
+
+
+def test_units_of_raw_scores():
+    """Rewards are divided by 2 and costs by 4; parts stay."""
+    assert [ALL.unit(dimension) for dimension in ("helpfulness", "cost", "aesthetics")] == [2, 4, 1]
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -113,6 +125,8 @@ def test_a_calibration_comes_back_from_json(tmp_path):
         ({"reward_mean": float("nan")}, "reward_mean"),
         ({"tag_offsets": [0.0] * 11}, "tag_offsets"),
         ({"trained": ["costs"]}, "trained.0"),
+        ({"thetas": {"helpfulness": 1.0}}, "thetas.helpfulness"),
+        ({"thetas": {"crime": 2.0}}, "thetas.crime"),
         ({"scale": 1.0}, "unknown key"),
     ],
 )

@@ -4,8 +4,8 @@
 
 It learns from rendered frames and their captions alone: to tell which caption belongs to which frame, as CLIP does,
 and to name what is asked for or shown, from either side with the same words, so that the two can be compared. Frames
-are also damaged as a diffusion model would, in latents of the VAE, by noise and by ghosts of other instants; it must say
-how much, or it would learn not to see that. It knows no videos, no preferences and no gold.
+are also damaged as a diffusion model would, in latents of the VAE, by noise and by ghosts of other instants. It must
+say how much, or it would learn not to see that. It knows no videos, no preferences and no gold.
 """
 
 import multiprocessing

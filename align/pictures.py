@@ -231,8 +231,8 @@ def _draw_panel(panel: Panel, place: Axes, told: History) -> None:
     for number, (label, height) in enumerate(panel.levels.items()):
         dash = _DASHES[1 + number % (len(_DASHES) - 1)]
         place.axhline(height, color="black", linewidth=1, linestyle=dash, label=_plain(f"{label}: {height:.3g}"))
-    if panel.title == "beta":
-        place.set_yscale("log")
+    if panel.title == "beta" and len({value for curve in panel.curves.values() for value in curve.values}) > 1:
+        place.set_yscale("log")  # which has no room about a single value
     place.legend(fontsize=7, loc="best", framealpha=0.7)
 
 

@@ -65,6 +65,9 @@ class AnnotateConfig(Config):
     batch_size: int = 40
     mixed_precision: Literal["no", "bf16"] = "bf16"
     seed: int = 0
+    eval_seed: int = 4
+    """Of the prompts to evaluate on: a new one after settings were chosen by what came out on the last ones. Hashes of
+    those are in the shipped data's `spent.sha256`, and 4 is the first seed that gives none of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,7 +347,7 @@ def make_data(config: AnnotateConfig) -> None:
     rng = np.random.default_rng(seed_for(config.seed, 0, 0, "prompts"))
     train = make_prompts(config.num_train_prompts, ROUTES, rng, held_out=False)
     test = make_prompts(config.num_test_prompts, ROUTES, rng, taken=train)
-    write_prompts(config, rng, taken=[*train, *test])
+    write_prompts(config, taken=[*train, *test])
     write_rewrites(config.out / "rewrites.jsonl", train)
     measured = measure_all(config, plan([*train, *test], config.seed))
     for split, prompts in (("train", train), ("test", test)):
@@ -352,8 +355,9 @@ def make_data(config: AnnotateConfig) -> None:
     write_account(config, measured, {prompt.prompt_id for prompt in test})
 
 
-def write_prompts(config: AnnotateConfig, rng: np.random.Generator, *, taken: list[Prompt]) -> None:
+def write_prompts(config: AnnotateConfig, *, taken: list[Prompt]) -> None:
     """Write the prompts to evaluate on, none of which is in the preference data."""
+    rng = np.random.default_rng(seed_for(config.eval_seed, 0, 0, "prompts to evaluate on"))
     number = config.num_eval_prompts
     neutral = make_prompts(number, NEUTRAL, rng, held_out=True, taken=taken)
     red_team = make_prompts(number, RED_TEAM, rng, held_out=True, taken=taken)

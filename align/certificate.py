@@ -43,7 +43,7 @@ VOID_IF_DECIDED_BY = {
 }
 CODE = "our code"
 """Stands among the files for our sources."""
-_SOURCES = ("align", "reward", "scripts")
+_SOURCES = ("align", "reward", "sandbox", "scripts")
 _OF_ONE_VIDEO = {"file", "sha256", "role", "prompt", "index", "seed", "certificate"}
 """Keys of the manifest; all others are how the videos of a system are made."""
 
@@ -379,7 +379,16 @@ def verify(path: Path) -> list[str]:
         for name, expected in fields["sha256"].items()
         if name != CODE and not (Path(name).exists() and checkpoint.sha256(Path(name)) == expected)
     ]
-    return changed or list(_differences(fields))
+    return changed or list(_changed_videos(fields)) or list(_differences(fields))
+
+
+def _changed_videos(fields: Mapping[str, Any]) -> Iterator[str]:
+    """List videos that are not those that were judged, by the manifest, which is what it was."""
+    manifest = Path(fields["plan"]["manifest"])
+    for line in rows.read(manifest):
+        file, expected = manifest.parent / line.values["file"], line.values["sha256"]
+        if not file.exists() or checkpoint.sha256(file) != expected:
+            yield f"{file}: {'has changed' if file.exists() else 'is gone'}; its SHA-256 was {expected}"
 
 
 def _differences(fields: Mapping[str, Any]) -> Iterator[str]:

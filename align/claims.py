@@ -7,6 +7,7 @@ system: a clip that is missing, failed, was not judged or shows nothing is unsaf
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -62,6 +63,8 @@ class CostLimit(Config):
     high: float
     """All costs lie in [low, high]; one that is not known is `high`."""
     score: str = "cost"
+    bound: Literal["betting", "bernstein"] = "betting"
+    """Betting is the tighter one; empirical Bernstein is a formula that can be worked out by hand."""
 
 
 class Floor(Config):
@@ -118,7 +121,9 @@ def cost_claim(limit: CostLimit, clips: Clips) -> Claim:
     Raises: ValueError: there is no prompt, or a cost outside [low, high].
     """
     costs = np.array([max(_cost(clip, limit) for clip in found) for found in clips.values()])
-    name, upper = f"mean {limit.score}", partial(bounds.betting_upper, costs, low=limit.low, high=limit.high)
+    name = f"mean {limit.score}"
+    bound = {"betting": bounds.betting_upper, "bernstein": bounds.bernstein_upper}[limit.bound]
+    upper = partial(bound, costs, low=limit.low, high=limit.high)
     return Claim(name=name, num=len(costs), estimate=_mean(costs, name), upper=upper, limit=limit.limit)
 
 

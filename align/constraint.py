@@ -366,27 +366,19 @@ def measure(costs: Costs, constraint: Constraint, spreads: Costs | None = None) 
 
 
 def estimate(window: Sequence[Measurement], constraint: Constraint) -> Multipliers:
-    """Give each limit's mean cost or unsafe rate, in the judge's units, or the upper bound of that rate.
-
-    Raises: ValueError: these videos are too few to show that a limit is met, even if all were safe.
-    """
+    """Give each limit's mean cost or unsafe rate, in the judge's units, or the upper bound of that rate."""
     num_videos = sum(measurement.num_videos for measurement in window)
     totals = np.sum([measurement.totals for measurement in window], axis=0)
     if constraint.delta is None:
         return totals / num_videos
-    for limit in constraint.limits:
-        if num_videos < (needed := smallest_sample(limit.bound, constraint.delta)):
-            raise ValueError(
-                f"{limit.name}: {num_videos} videos cannot show a rate of at most {limit.bound}, even if all are safe; "
-                f"pool {needed} or more (window, delay), or raise delta={constraint.delta}"
-            )
     return np.array([rate_upper(round(total), num_videos, constraint.delta) for total in totals])
 
 
 def update(state: MultiplierState, measurement: Measurement, constraint: Constraint) -> MultiplierState:
     """Move the multipliers by what a new batch of rollouts shows: up where a limit is broken, down where it is slack.
 
-    Raises: ValueError: see `estimate`; or state and measurement are of other limits.
+    Raises: ValueError: the window has too few videos to show that a limit is met, even if all were safe; or state and
+        measurement are of other limits.
     """
     if not len(measurement.totals) == len(state.multipliers) == len(constraint.limits):
         raise ValueError(
@@ -396,8 +388,18 @@ def update(state: MultiplierState, measurement: Measurement, constraint: Constra
     state = replace(state, num_measurements=state.num_measurements + 1, window=window)
     if constraint.rule is None or state.num_measurements <= constraint.delay:
         return state
+    _require_enough(sum(measurement.num_videos for measurement in window), constraint)
     violation = estimate(window, constraint) - [limit.bound for limit in constraint.limits]
     return _step(state, violation / state.statistics.scales, constraint)
+
+
+def _require_enough(num_videos: int, constraint: Constraint) -> None:
+    for limit in constraint.limits if constraint.delta is not None else ():
+        if num_videos < (needed := smallest_sample(limit.bound, constraint.delta)):
+            raise ValueError(
+                f"{limit.name}: {num_videos} videos cannot show a rate of at most {limit.bound}, even if all are safe; "
+                f"pool {needed} or more (window, delay), or raise delta={constraint.delta}"
+            )
 
 
 def _step(state: MultiplierState, violation: Multipliers, constraint: Constraint) -> MultiplierState:

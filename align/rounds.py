@@ -247,17 +247,22 @@ def describe(config: AlignConfig, seen: Seen, state: MultiplierState) -> dict[st
     return shown | {f"limited_{name}": value for name, value in zip(names, estimates, strict=True)}
 
 
-def reading_of(step: int, seen: Seen, reference: Seen, state: MultiplierState, means: Mapping[str, float]) -> Reading:
-    """Give what the guards read: videos of harmless prompts beside the reference's, and means of the last steps."""
+def reading_of(
+    config: AlignConfig, step: int, seen: Seen, reference: Seen, state: MultiplierState, means: Mapping[str, float]
+) -> Reading:
+    """Give what the guards read: videos beside the reference's, and means of the last steps.
+
+    Motion and reward are those of harmless prompts: to refuse harm may slow a video down, and costs what was asked for.
+
+    Raises: DataError: the reference's videos hardly move.
+    """
     calm = [i for i, clip in enumerate(reference.fixed) if clip.prompt_type != "safety_critical" and clip.cost <= 0]
     ours, theirs = ([clips.fixed[i] for i in calm] for clips in (seen, reference))
     measured: dict[str, Any] = {}
     if calm:
-        videos = [Footage.of([c.motion for c in clips], [c.flaw for c in clips]) for clips in (ours, theirs)]
         rewards = [limits.normalised(rewards_of(clips), state.statistics).mean() for clips in (ours, theirs)]
         measured = {
-            "motion": motion_ratio(*videos),
-            "degenerate": degenerate_excess(*videos),
+            "motion": _motion(config, _footage(ours), _footage(theirs)),
             "benign_reward": float(rewards[0] - rewards[1]),
         }
     spreads = [np.mean([clip.cost_spread for clip in clips.fixed]) for clips in (seen, reference)]
@@ -267,5 +272,19 @@ def reading_of(step: int, seen: Seen, reference: Seen, state: MultiplierState, m
         rejected_dominant=means.get("rejected_dominant"),
         velocity_norm=means.get("velocity_norm"),
         disagreement=float(spreads[0] / spreads[1]) if spreads[1] else None,
+        degenerate=degenerate_excess(_footage(seen.fixed), _footage(reference.fixed)),
         **measured,
     )
+
+
+def _footage(clips: Sequence[Rollout]) -> Footage:
+    return Footage.of([clip.motion for clip in clips], [clip.flaw for clip in clips])
+
+
+def _motion(config: AlignConfig, ours: Footage, theirs: Footage) -> float | None:
+    if config.guards.least_motion is None:
+        return None
+    try:
+        return motion_ratio(ours, theirs)
+    except ValueError as error:
+        raise DataError(f"{config.out}: {error}") from error

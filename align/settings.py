@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import model_validator as validator
 
+from align.bounds import smallest_sample
 from align.constraint import Constraint
 from align.guards import Guards
 from align.learning import NoiseLevels
@@ -97,6 +98,24 @@ class AlignConfig(Config):
                 "whole predictions; set noise.draws=null or objective.leash=0"
             )
         return self
+
+
+def check_window(config: AlignConfig) -> None:
+    """Refuse a window in which too few videos are seen to show that a limit is met, even if all are safe.
+
+    Raises: ConfigError: so it is.
+    """
+    constraint, plan = config.constraint, config.rollouts
+    if constraint.delta is None or constraint.rule is None:
+        return
+    num_videos = plan.num_prompts * plan.num_per_prompt * min(constraint.window, constraint.delay + 1)
+    for limit in constraint.limits:
+        if num_videos < (needed := smallest_sample(limit.bound, constraint.delta)):
+            raise ConfigError(
+                f"{limit.name}: the first {num_videos} videos that move its multiplier cannot show a rate of at most "
+                f"{limit.bound} at delta={constraint.delta}, {needed} can; raise constraint.window and "
+                "constraint.delay, rollouts.num_prompts or constraint.delta"
+            )
 
 
 def load_prompts(config: AlignConfig) -> tuple[list[Prompt], list[Prompt]]:

@@ -42,7 +42,7 @@ from align.objectives.dpo import Dpo
 from align.policy import Policy
 from align.rollouts import Judges
 from align.rounds import Rounds, Seen
-from align.settings import AlignConfig, check_batch, check_judge
+from align.settings import AlignConfig, check_batch, check_judge, check_window
 from reward.checkpoint import CheckpointError, flatten_optimizer, restore_optimizer, with_prefix
 from reward.config import ConfigError, parse
 from reward.features import BackboneError
@@ -159,7 +159,9 @@ class Aligner:
         if self.multipliers is None:
             self.multipliers, found = rounds.start(self.config, seen)
             if self.run.is_main:
-                tqdm.write(f"feasibility, by {len(seen.rollouts)} videos of the reference:\n{found}")
+                rewritten = len(seen.rollouts) - len(seen.own)
+                made_by = f"{len(seen.rollouts)} videos of the reference, {rewritten} of them of safe rewrites"
+                tqdm.write(f"feasibility, by {made_by}:\n{found}")
                 _write_json(self.config.out / "feasibility.json", asdict(found))
         return seen
 
@@ -181,7 +183,7 @@ class Aligner:
         assert self.multipliers is not None
         step = number * self.config.steps_per_round
         means = {name: total / self.config.steps_per_round for name, total in self.sums.items()}
-        reading = rounds.reading_of(step, seen, self.rounds.reference(), self.multipliers, means)
+        reading = rounds.reading_of(self.config, step, seen, self.rounds.reference(), self.multipliers, means)
         self.guards, events = guards.check(self.config.guards, reading, self.guards)
         for event in events:
             if self.run.is_main:
@@ -371,6 +373,7 @@ def run_alignment(config: AlignConfig) -> int:
     """Run, or go on with, an alignment; returns the exit status."""
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     check_batch(config, accelerator.num_processes)
+    check_window(config)
     offline = config.offline.data.path if config.offline else None
     inputs = [config.model, config.judge / "model", config.prompts.path, config.rewrites, offline]
     with (

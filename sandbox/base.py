@@ -190,13 +190,13 @@ def train_transformer(
             average[name].lerp_(value, 1 - decay)
         done = step + 1
         saves = done % config.save_every == 0 or done == config.num_steps
+        measures = {}
         # Reading a number waits for the device, so it is not done at every step.
         if saves or done % config.log_every == 0:
             measures = {"error": error.item(), "loss": loss.item(), "gradient_norm": norm.item()}
             if not np.isfinite(list(measures.values())).all():
                 raise ValueError(f"{measures} at step {done}: not finite; lower learning_rate ({config.learning_rate})")
             run.log(done, measures)
-            yield done, measures
         if done == config.young_step:
             _keep_young(config.out / "young", transformer, average)
         if saves:
@@ -205,6 +205,8 @@ def train_transformer(
             tensors |= {f"probe.{k}": v for k, v in probe.head.state_dict().items()}
             tensors |= {f"average.{k}": v for k, v in average.items()}
             run.save(done, tensors, {"optimizer": state})
+        if measures:
+            yield done, measures
     probe.remove()
     transformer.load_state_dict(average)
 

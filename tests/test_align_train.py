@@ -14,7 +14,7 @@ import torch
 
 from align import guards, rounds, train
 from align.policy import Policy
-from align.settings import AlignConfig, check_batch
+from align.settings import AlignConfig, check_batch, check_window
 from align.train import run_alignment
 from reward import checkpoint, config
 from reward.config import ConfigError
@@ -279,6 +279,34 @@ def test_too_few_validation_prompts_are_refused(home: Path, tmp_path: Path):
 def test_kept_references_are_for_preferences_without_a_leash(objective: dict[str, Any], told: str, home: Path):
     with pytest.raises(ConfigError, match=told):
         tiny_alignment.settings(home, noise={"draws": 2}, objective=objective)
+
+
+def test_a_window_must_show_enough_videos(home: Path):
+    """299 safe videos show at most 1 % at 95 %; two measurements of 150 are enough if the first moves nothing."""
+    limited: dict[str, Any] = {"limits": [{"name": "unsafe", "bound": 0.01}], "delta": 0.05, "window": 2}
+    rollouts = {"num_prompts": 75, "num_per_prompt": 2}
+    with pytest.raises(ConfigError, match=r"unsafe: the first 150 videos .* at most 0.01 at delta=0.05, 299 can"):
+        check_window(tiny_alignment.settings(home, constraint=limited, rollouts=rollouts))
+    check_window(tiny_alignment.settings(home, constraint=limited | {"delay": 1}, rollouts=rollouts))
+    check_window(tiny_alignment.settings(home, constraint=limited | {"rule": None}, rollouts=rollouts))
+
+
+def test_videos_that_hardly_move_are_told_to_switch_the_guard_off(home: Path, monkeypatch: pytest.MonkeyPatch):
+    """And with the guard off, the run goes on."""
+
+    def still(policy: guards.Footage, reference: guards.Footage) -> float:
+        raise ValueError("the reference's videos hardly move; or least_motion=null")
+
+    monkeypatch.setattr(rounds, "motion_ratio", still)
+    with pytest.raises(SystemExit, match=r"hardly move; or least_motion=null"):
+        train.main(written(home, out=str(home / "still")))
+    assert train.main(written(home, out=str(home / "moved"), guards={"least_motion": None})) == 0
+
+
+def written(home: Path, **changes: Any) -> list[str]:
+    path = home / "settings.yaml"
+    path.write_text(config.dump(tiny_alignment.settings(home, **changes)), encoding="utf-8")
+    return [str(path)]
 
 
 def test_a_batch_must_be_shared_evenly(home: Path):

@@ -358,6 +358,17 @@ def test_tampering_with_any_file_is_found(plan: Plan, name: str, tamper: Callabl
     assert ("is gone" if is_named and not path.exists() else "has changed") in problem
 
 
+@pytest.mark.parametrize(
+    ("tamper", "told"), [(lambda path: path.write_text("another"), "changed"), (Path.unlink, "gone")]
+)
+def test_tampering_with_any_video_is_found(plan: Plan, tamper: Callable[[Path], object], told: str):
+    path = next((plan.out.parent / "videos/policy").iterdir())
+    tamper(path)
+    (problem,) = verify(plan.out)
+    assert problem.startswith(f"{path}: ")
+    assert told in problem
+
+
 def test_a_file_added_to_a_folder_is_found(plan: Plan):
     (plan.base / "extra.json").write_text("{}")
     assert len(verify(plan.out)) == 1

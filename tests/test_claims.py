@@ -117,6 +117,14 @@ def test_a_prompt_costs_what_its_worst_clip_costs():
     assert claim.upper(0.05) == expected
 
 
+def test_either_bound_may_be_asked_for():
+    """Both hold; betting is the tighter one."""
+    clips = of(*[[SAFE]] * 39, [UNSAFE])
+    upper = claims.cost_claim(COSTS.model_copy(update={"bound": "bernstein"}), clips).upper(0.05)
+    assert upper == bounds.bernstein_upper(np.array([-1.0] * 39 + [0.5]), 0.05, low=-2.0, high=3.0)
+    assert upper > claims.cost_claim(COSTS, clips).upper(0.05)
+
+
 def test_a_cost_of_zero_is_known():
     assert claims.cost_claim(COSTS, of([clip(CRITICAL[0], cost=0.0)])).estimate == 0.0
 

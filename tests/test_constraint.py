@@ -387,8 +387,9 @@ def test_the_upper_bound_of_no_unsafe_video():
     """No unsafe one of 59 at 95 %: 1 - 0.05^(1 / 59) = 0.04950; so 58 cannot show a rate of at most 5 %."""
     settings = Constraint(limits=(rate(0.05),), delta=0.05)
     assert constraint.estimate((seen(59, 0.0),), settings) == pytest.approx([1 - 0.05 ** (1 / 59)])
+    constraint.update(state(1.0), seen(59, 0.0), settings)
     with pytest.raises(ValueError, match=r"harm: 58 videos cannot show a rate of at most 0.05, even .* pool 59"):
-        constraint.estimate((seen(58, 0.0),), settings)
+        constraint.update(state(1.0), seen(58, 0.0), settings)
 
 
 @given(num_videos=st.integers(60, 400), share=st.floats(0.0, 0.99), delta=st.floats(0.01, 0.5))

@@ -231,7 +231,7 @@ def trl_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        reason = "trl is not installed; pip install 'safelight[refine]'"
+        reason = "trl is not installed; pip install 'safelight[oracles]'"
         cpo = pytest.importorskip("trl.experimental.cpo", reason=reason, exc_type=ImportError)
 
     def loss(chosen: Tensor, rejected: Tensor, **settings: Any) -> Tensor:

@@ -114,6 +114,16 @@ class Evaluation:
 
     def _line(self, clip: Clip) -> dict[str, Any]:
         lora = fingerprint(self.folder / "lora.safetensors") if clip.system == "policy" else None
-        own = {"file": clip.file, "sha256": "f" * 64, "role": clip.system, "prompt": clip.prompt, "index": 0, "seed": 7}
+        video = self.folder / clip.file
+        video.parent.mkdir(parents=True, exist_ok=True)
+        video.write_text(f"stands for a video of {clip.prompt}")
+        own = {
+            "file": clip.file,
+            "sha256": fingerprint(video),
+            "role": clip.system,
+            "prompt": clip.prompt,
+            "index": 0,
+            "seed": 7,
+        }
         made = {"model_sha256": fingerprint(self.folder / "base"), "lora_sha256": lora}
         return own | made | {"lora_scale": 1.0 if lora else None, "dtype": "float32", "steps": 20}

@@ -394,7 +394,9 @@ def update(state: MultiplierState, measurement: Measurement, constraint: Constra
 
 
 def _require_enough(num_videos: int, constraint: Constraint) -> None:
-    for limit in constraint.limits if constraint.delta is not None else ():
+    if constraint.delta is None:
+        return
+    for limit in constraint.limits:
         if num_videos < (needed := smallest_sample(limit.bound, constraint.delta)):
             raise ValueError(
                 f"{limit.name}: {num_videos} videos cannot show a rate of at most {limit.bound}, even if all are safe; "

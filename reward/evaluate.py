@@ -16,6 +16,7 @@ that noisy labels leave. Probes show what the scores rest on.
       ranking.DIMENSION.outcomes.{theta,tie_threshold,{accuracy,log_likelihood}.ESTIMATE}, or null (`ties: soft`)
       harm.{cost,TAG}.{num,num_positive,auroc.ESTIMATE}
       harm.{cost,TAG}.{natural,high_recall}.{threshold,true_positives,...,{recall,false_positive_rate,accuracy}.ESTIMATE}
+      label_agreement.ESTIMATE: Cohen's kappa of `is_safe` and "any tag"
       calibration.{helpfulness,cost,TAG}.{ece,noise_floor,brier,bins}
       probes.PROBE.{counts,shifts.SCORE.{shift,size,accuracy_before,accuracy}.ESTIMATE}
       gold.{counts,margin,{accuracy,accuracy_above_margin}.DIMENSION.ESTIMATE,harm.{cost,TAG}}, or null
@@ -48,8 +49,10 @@ from reward.measures import (
     Rows,
     Splits,
     against_gold,
+    attempt,
     calibrations,
     harms,
+    label_agreement,
     rankings,
     shift_of,
 )
@@ -248,6 +251,7 @@ def evaluate(settings: Settings) -> Evaluation:
         failures=failures,
         ranking=rankings(splits, ceilings),
         harm=harms(splits, settings.recall),
+        label_agreement=attempt(label_agreement, test),
         calibration=calibrations(splits),
         probes={probe.name: bench.probe(probe.name, test) for probe in PROBES},
         gold=against_gold(splits, gold, settings.gold_tags, settings.gold_margin, settings.recall) if gold else None,

@@ -194,11 +194,12 @@ def check_folder(folder: Path, kinds: Sequence[str]) -> str:
 def load_pretrained(auto_class: Any, folder: Path, **options: Any) -> Any:
     """Load a checked folder with one of transformers' Auto classes, offline, in evaluation mode.
 
-    Raises: BackboneError: a file is missing, or a weight, which transformers alone would fill with noise.
+    Raises: BackboneError: a file is missing or damaged; a weight has another shape, or is missing, which transformers
+        alone would fill with noise.
     """
     try:
         loaded = auto_class.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
-    except OSError as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         raise BackboneError(f"{folder}: cannot be loaded by {auto_class.__name__}: {error}") from error
     if not isinstance(loaded, tuple):
         return loaded

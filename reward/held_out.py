@@ -160,3 +160,9 @@ def is_unsafe(video: VideoSample) -> bool | None:
 def has_tag(tag: str) -> VideoLabel:
     """Give whether people see a harm."""
     return lambda video: getattr(video.tags, tag)
+
+
+def has_any_tag(video: VideoSample) -> bool | None:
+    """Give whether people see any harm; None unless all twelve tags are known, since the rest may hide one."""
+    shown = [getattr(video.tags, tag) for tag in TAGS]
+    return None if None in shown else any(shown)

@@ -14,7 +14,18 @@ from jaxtyping import Float
 from scipy.special import expit
 
 from reward import losses, metrics
-from reward.held_out import Compared, Counts, HeldOut, PairLabel, Searched, VideoLabel, has_tag, is_unsafe, preferred
+from reward.held_out import (
+    Compared,
+    Counts,
+    HeldOut,
+    PairLabel,
+    Searched,
+    VideoLabel,
+    has_any_tag,
+    has_tag,
+    is_unsafe,
+    preferred,
+)
 from reward.metrics import Calibration, Confusion, Estimate, PairAccuracy
 from reward.records import DIMENSIONS, TAGS, Dimension, Pair, videos_of
 from reward.truth import Gold
@@ -253,6 +264,23 @@ def confusion(videos: Searched, threshold: float) -> Confusion:
     )
 
 
+def label_agreement(test: HeldOut) -> Estimate:
+    """Give Cohen's kappa of "not `is_safe`" and "any tag", in [-1, 1]: a judge that learnt both agrees no better.
+
+    Raises: ValueError: no video has both labels, or one of the two says the same of all.
+    """
+    both = [(is_unsafe(video), has_any_tag(video), video.prompt.prompt_id) for video in test.videos]
+    known = [each for each in both if None not in each]
+    if not known:
+        raise ValueError("no video has both is_safe and all tags")
+    unsafe, tagged, prompt_ids = (np.array(column) for column in zip(*known, strict=True))
+    for name, said in (("is_safe", unsafe), ("tags", tagged)):
+        if said.all() or not said.any():
+            what = "harm" if said.any() else "no harm"
+            raise ValueError(f"expected labels of both kinds, got {what} by {name} in each of {len(said)} videos")
+    return metrics.kappa(unsafe, tagged, prompt_ids)
+
+
 # Probabilities ----------------------------------------------------------------------------------------------
 
 
@@ -391,6 +419,8 @@ class Evaluation:
     """By dimension."""
     harm: Mapping[str, Detection | NotMeasured]
     """Of `cost`, against is_safe, and of each tag."""
+    label_agreement: Estimate | NotMeasured
+    """Of the two labels that say whether a test video is harmful; see `label_agreement`."""
     calibration: Mapping[str, Calibration | NotMeasured]
     """Of `helpfulness` (which video is preferred), `cost` (is it unsafe) and each tag."""
     probes: Mapping[str, ProbeResult]

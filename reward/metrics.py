@@ -97,11 +97,14 @@ class Calibration:
 # Intervals --------------------------------------------------------------------------------------------------
 
 
-def bootstrap(statistic: Statistic, prompt_ids: Ids, *, seed: int = 0) -> Estimate:
+def bootstrap(
+    statistic: Statistic, prompt_ids: Ids, *, limits: tuple[float, float] = (0.0, 1.0), seed: int = 0
+) -> Estimate:
     """Percentile interval of a statistic, from drawing prompts, with all their items, with replacement.
 
     A resample that cannot tell (NaN; say, without the only positive) could have said anything: in `low` it counts as
-    0, in `high` as 1. No width means that all resamples agree, not that the value is certain.
+    the lower of the statistic's limits, in `high` as the upper. No width means that all resamples agree, not that the
+    value is certain.
     """
     _check(prompt_ids=prompt_ids)
     prompts, prompt_of_item = np.unique(prompt_ids, return_inverse=True)
@@ -113,7 +116,7 @@ def bootstrap(statistic: Statistic, prompt_ids: Ids, *, seed: int = 0) -> Estima
     with np.errstate(invalid="ignore"):  # 0 / 0 is how a resample says that it cannot tell
         value = statistic(np.ones((len(prompt_ids), 1))).item()
         drawn = np.concatenate([statistic(_draw(random, len(prompts), size)[prompt_of_item]) for size in sizes])
-    lows, highs = (np.where(np.isnan(drawn), limit, drawn) for limit in (0, 1))
+    lows, highs = (np.where(np.isnan(drawn), limit, drawn) for limit in limits)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(lows, tail).item(), np.quantile(highs, 1 - tail).item()
     return Estimate(value=value, low=low, high=high, n=len(prompt_ids))
@@ -313,6 +316,25 @@ def calibration(predicted: Numbers, observed: Numbers | Flags, prompt_ids: Ids, 
         brier=np.square(predicted - observed).mean().item(),
         bins=bins,
     )
+
+
+def kappa(first: Ids, second: Ids, prompt_ids: Ids) -> Estimate:
+    """Cohen's kappa of two raters' categories: their agreement beyond chance, in [-1, 1].
+
+    Source: Cohen 1960.
+    """
+    _check(first=first, second=second, prompt_ids=prompt_ids)
+    names, codes = np.unique(np.stack([first, second]), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"expected at least two categories, got only {names[0]}")
+    one, other = np.eye(len(names))[:, codes.reshape(2, -1)].swapaxes(0, 1)
+
+    def beyond_chance(weights: Weights) -> Float[np.ndarray, " r"]:
+        num = weights.sum(axis=0)
+        chance = ((one @ weights) * (other @ weights)).sum(axis=0) / num**2
+        return ((one * other).sum(axis=0) @ weights / num - chance) / (1 - chance)
+
+    return bootstrap(beyond_chance, prompt_ids, limits=(-1.0, 1.0))
 
 
 # What is refused --------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ def to_markdown(found: Evaluation) -> str:
         _head(found),
         _ranking(found),
         _harm("Harm, against what people say", found.harm),
+        _label_agreement(found.label_agreement),
         _calibration(found.calibration),
         _probes(found),
         _gold(found.gold) if found.gold else [],
@@ -189,6 +190,16 @@ def _at(found: Confusion | NotMeasured) -> Line:
     if isinstance(found, NotMeasured):
         return [_why(found), "", "", ""]
     return [f"{found.threshold:.3g}", *map(_share, (found.accuracy, found.recall, found.false_positive_rate))]
+
+
+def _label_agreement(found: Estimate | NotMeasured) -> list[str]:
+    videos = f", {found.n} videos" if isinstance(found, Estimate) else ""
+    return [
+        "How far the labels agree with each other bounds how far a judge can agree with them: `is_safe` and whether",
+        "any tag is set answer nearly one question. Cohen's kappa, where 1 is always and 0 as often as by chance:",
+        f"{_interval(found, '{:.2f}')}{videos}.",
+        "",
+    ]
 
 
 def _calibration(found: Mapping[str, Calibration | NotMeasured]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -57,12 +58,12 @@ class Nsfw:
         _classifier()  # so that its absence shows before the first video
 
     def cost(self, prompts: Sequence[str], videos: Sequence[Video]) -> Float[Tensor, " b"]:
-        """Give how far the worst frame lies above the threshold, whatever the prompts."""
+        """Give how far the worst frame lies above the threshold, whatever the prompts; NaN if a frame has none."""
         return torch.tensor([self._worst(video) - self.threshold for video in videos])
 
     def _worst(self, video: Video) -> float:
         chosen = video.frames[choose_frames(len(video.frames), self.num_frames)]
-        return max(_classifier().classify(frame).nsfw for frame in chosen)
+        return float(np.max([_classifier().classify(frame).nsfw for frame in chosen]))  # keeps NaN, unlike max()
 
 
 @functools.cache

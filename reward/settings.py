@@ -54,6 +54,10 @@ class RewardConfig(Config):
     shares of votes, and the odd tie. `rao_kupper`: as an outcome with a likelihood of its own; for votes that may say
     `same`, and do. Each dimension then needs ties, and has a theta of its own, fitted to the validation split at the
     start and at each validation. Costs are compared as in `soft`."""
+    margin: NonNegativeFloat = 0.0
+    """How far ahead the chosen video's helpfulness, and each part of it, should be, in units of the raw scores. For
+    labels that are sure: it widens the gaps of all pairs alike, and probabilities of preference then are too bold. Not
+    with `rao_kupper`, whose log theta is such a margin."""
     weights: LossWeights = LossWeights()
     num_steps: PositiveInt = 1_000
     batch_size: PositiveInt = 24
@@ -120,7 +124,7 @@ def _check_outcomes(labels: Float[Tensor, " p"], what: str, split: str) -> None:
 
 
 def check_batch(config: RewardConfig, num_processes: int) -> None:
-    """Refuse steps that would leave a process without a prompt, losses that are all left out, and ties of costs alone.
+    """Refuse steps that would leave a process without a prompt, losses that are all left out, and settings for none.
 
     Raises: ConfigError: so it is.
     """
@@ -134,6 +138,12 @@ def check_batch(config: RewardConfig, num_processes: int) -> None:
         raise ConfigError("weights: all are 0, so nothing would be trained; give one a number > 0")
     if config.ties == "rao_kupper" and not rewards_of(config):
         raise ConfigError("ties=rao_kupper: is about helpfulness and its parts, and none is trained; leave it out")
+    if config.margin and config.ties == "rao_kupper":
+        raise ConfigError(f"margin={config.margin:g}: ties=rao_kupper has one of its own, log theta; leave one out")
+    if config.margin and not rewards_of(config):
+        raise ConfigError(
+            f"margin={config.margin:g}: is about helpfulness and its parts, and none is trained; leave it out"
+        )
 
 
 def tag_weights(train: Example, config: RewardConfig) -> Float[Tensor, " tags"]:

@@ -55,11 +55,11 @@ def loss_of(
     weights, pairs = config.weights, example.pairs
     found = {}
     if weights.helpfulness:
-        found["helpfulness"] = weights.helpfulness * _reward_loss("helpfulness", scores, example, thetas)
+        found["helpfulness"] = weights.helpfulness * _reward_loss("helpfulness", scores, example, thetas, config)
         found["centring"] = weights.centring * losses.centring(scores.reward[pairs])
     for part in SUB_DIMENSIONS:
         if weights.parts and part in config.parts:
-            found[part] = weights.parts * _reward_loss(part, scores, example, thetas)
+            found[part] = weights.parts * _reward_loss(part, scores, example, thetas, config)
     if weights.cost:
         found["cost"] = weights.cost * _cost_loss(scores.cost[pairs], example, config)
     if weights.tags and config.tags:
@@ -70,11 +70,13 @@ def loss_of(
     return found
 
 
-def _reward_loss(dimension: Dimension, scores: Scores, example: Example, thetas: Mapping[Dimension, float]) -> Tensor:
+def _reward_loss(
+    dimension: Dimension, scores: Scores, example: Example, thetas: Mapping[Dimension, float], config: RewardConfig
+) -> Tensor:
     pairs, labels = scores.of(dimension)[example.pairs], example.preference(dimension)
     if dimension in thetas:
         return losses.bradley_terry_ties(pairs, labels, thetas[dimension])
-    return losses.bradley_terry(pairs, labels)
+    return losses.bradley_terry(pairs, labels, config.margin)
 
 
 def _cost_loss(costs: Float[Tensor, "p 2"], example: Example, config: RewardConfig) -> Tensor:

@@ -1,22 +1,34 @@
-"""Keep the harmless videos of a folder: `python scripts/moderate.py RUN FOLDER [key=value ...]`."""
+"""Keep the harmless videos of a folder: `python scripts/moderate.py RUN FOLDER [key=value ...]`.
+
+The exit status is 1 if a file could not be judged, and 2 if the run or a setting cannot be used.
+"""
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import transformers.utils.logging
 from pydantic import DirectoryPath, Field
 from tqdm import tqdm
 
-from reward.config import Config, parse
-from reward.files import replacing
+from reward.config import Config, ConfigError, parse
+from reward.features import BackboneError
+from reward.files import DataError, replacing
 from reward.judge import Judge, judge_file
+from reward.model import ModelError
 from reward.rules import Flash
 from reward.verdicts import FileVerdict
 
+PROG = "python scripts/moderate.py"
+
 
 class ModerateConfig(Config):
-    """Keep the harmless videos of a folder; all files that are not hidden are tried, and none is kept unjudged."""
+    """Keep the harmless videos of a folder; all files that are not hidden are tried, and none is kept unjudged.
+
+    The exit status is 1 if a file could not be judged, and 2 if the run or a setting cannot be used.
+    """
 
     paths: tuple[DirectoryPath, DirectoryPath]
     """The run of a reward model, and the folder."""
@@ -40,9 +52,22 @@ def reasons(verdict: FileVerdict, config: ModerateConfig) -> list[str]:
     return ["unsafe"] * is_unsafe + ["name"] * (not verdict.file.isprintable()) + harms
 
 
-def main(argv: list[str]) -> None:
-    """Write the report and the list."""
-    config = parse(ModerateConfig, argv, prog="python scripts/moderate.py", positional="paths")
+def main(argv: Sequence[str]) -> int:
+    """Moderate; give the exit status."""
+    config = parse(ModerateConfig, argv, prog=PROG, positional="paths")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        return moderate(config)
+    except (ConfigError, BackboneError, ModelError, DataError) as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return 2
+
+
+def moderate(config: ModerateConfig) -> int:
+    """Judge all files, write the report and the list, and give the exit status.
+
+    Raises: BackboneError, ConfigError, DataError, ModelError: the run cannot be used, or no folder to write to.
+    """
     judge = Judge.load(config.paths[0])
     files = sorted(file for file in config.paths[1].rglob("[!.]*") if file.is_file())
     found = [judge_file(file, config.prompt, judge, [Flash()]) for file in tqdm(files, unit="video")]
@@ -51,8 +76,10 @@ def main(argv: list[str]) -> None:
     for path, texts in ((config.report, map(json.dumps, lines)), (config.kept, kept)):
         with replacing(path) as new:
             new.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-    print(f"{len(files)} files, {sum(line['error'] is not None for line in lines)} not judged, {len(kept)} kept")
+    num_failed = sum(verdict.error is not None for verdict in found)
+    print(f"{len(files)} files, {num_failed} not judged, {len(kept)} kept")
+    return int(num_failed > 0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

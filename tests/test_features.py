@@ -137,6 +137,21 @@ def test_weights_that_are_missing_are_not_made_up(copy: Path):
         load_pretrained(AutoModel, copy, output_loading_info=True)
 
 
+def test_weights_that_are_cut_off_are_named(copy: Path):
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(BackboneError, match=f"{copy.name}: cannot be loaded by AutoModel: "):
+        load_pretrained(AutoModel, copy, use_safetensors=True, output_loading_info=True)
+
+
+def test_weights_of_another_shape_are_named(copy: Path):
+    weights = load_file(copy / "model.safetensors")
+    weights["visual_projection.weight"] = weights["visual_projection.weight"][:, :-1].contiguous()
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BackboneError, match=f"{copy.name}: cannot be loaded by AutoModel: "):
+        load_pretrained(AutoModel, copy, use_safetensors=True, output_loading_info=True)
+
+
 def test_other_missing_files_are_named(copy: Path):
     (copy / "preprocessor_config.json").unlink()
     with pytest.raises(BackboneError, match="AutoImageProcessor"):

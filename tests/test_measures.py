@@ -5,9 +5,10 @@ import pytest
 from scipy.special import expit
 
 from reward import measures
+from reward.held_out import HeldOut
 from reward.measures import Detection, GoldResult, NotMeasured, Outcomes, Ranking
 from reward.metrics import Calibration, Confusion, Estimate, PairAccuracy
-from reward.records import DIMENSIONS
+from reward.records import DIMENSIONS, TAGS, Tags
 from reward.truth import Gold
 from tests.tiny_held_out import Case, held_out, pair, splits
 
@@ -201,6 +202,46 @@ def test_tags_are_flagged_from_one_half_and_those_of_one_kind_are_not_measured()
     one_kind = measures.harms(splits([replace(case, crime=(True, True))] * 2, [case]), recall=0.95)["crime"]
     assert isinstance(one_kind, NotMeasured)
     assert "4 positives of 4" in one_kind.not_measured
+
+
+def labelled(unsafe: str, tagged: str) -> HeldOut:
+    """Test videos, two of each prompt: + harmful, - harmless, ? not known, by `is_safe` and by the tag crime."""
+    sign = {"+": True, "-": False, "?": None}
+    held = held_out([Case()] * (len(unsafe) // 2))
+    videos = tuple(
+        replace(
+            video,
+            is_safe=None if sign[first] is None else not sign[first],
+            tags=Tags(**dict.fromkeys(TAGS, False) | {"crime": sign[second]}),
+        )
+        for video, first, second in zip(held.videos, unsafe, tagged, strict=True)
+    )
+    return replace(held, videos=videos)
+
+
+def test_the_agreement_of_labels_by_hand():
+    """4 videos of 8 have both harms, 1 each has one, 2 none: agreement 6/8, by chance (5/8)^2 + (3/8)^2 = 34/64.
+
+    Two more that lack a label do not count.
+    """
+    found = measures.label_agreement(labelled("+++++---?+", "++++-+--+?"))
+    assert (found.value, found.n) == (pytest.approx((6 / 8 - 34 / 64) / (1 - 34 / 64)), 8)
+    assert found.low < found.value < found.high
+    assert measures.label_agreement(labelled("+-+-", "-+-+")).value == -1
+
+
+@pytest.mark.parametrize(
+    ("unsafe", "tagged", "reason"),
+    [
+        ("++++", "+-+-", "got harm by is_safe in each of 4 videos"),
+        ("+-+-", "----", "got no harm by tags in each of 4 videos"),
+        ("+-??", "??+-", "no video has both is_safe and all tags"),
+        ("+-??", "+-+-", "two prompts"),
+    ],
+)
+def test_labels_that_cannot_agree_or_differ_have_a_reason(unsafe: str, tagged: str, reason: str):
+    with pytest.raises(ValueError, match=reason):
+        measures.label_agreement(labelled(unsafe, tagged))
 
 
 # Probabilities ----------------------------------------------------------------------------------------------

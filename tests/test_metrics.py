@@ -392,6 +392,28 @@ def test_calibration_sees_overconfidence():
     assert honest.brier < overconfident.brier
 
 
+def test_kappa_by_hand():
+    """20 times both yes, 5 and 10 in dispute, 15 both no: agreement 0.7, by chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5."""
+    first, second = flags("+" * 25 + "-" * 25), flags("+" * 20 + "-" * 5 + "+" * 10 + "-" * 15)
+    ours = metrics.kappa(first, second, ids(50))
+    assert ours.value == pytest.approx((0.7 - 0.5) / (1 - 0.5))
+    assert ours.low < 0.4 < ours.high
+    assert metrics.kappa(first, ~first, ids(50)).value == pytest.approx(-1)
+    assert metrics.kappa(first, first, ids(50)).value == pytest.approx(1)
+
+
+def test_kappa_without_the_rare_category_could_be_anything():
+    """The one item of its kind is missing from 36 % of the resamples."""
+    first = np.arange(40) == 7
+    assert interval(metrics.kappa(first, first, ids(40))) == (-1, 1)
+
+
+def test_kappa_takes_any_number_of_named_categories():
+    """a b c against a b b: agreement 2 / 3, by chance 1/9 + 2/9 + 0 = 1/3."""
+    ours = metrics.kappa(np.array(["a", "b", "c"]), np.array(["a", "b", "b"]), ids(3))
+    assert ours.value == pytest.approx((2 / 3 - 1 / 3) / (1 - 1 / 3))
+
+
 # What is refused --------------------------------------------------------------------------------------------
 
 TWO = ids(2)
@@ -417,6 +439,7 @@ NONE = numbers()
         ("threshold", lambda bad: metrics.confusion(numbers(0, 1), flags("+-"), float(bad[1]))),
         ("predicted", lambda bad: metrics.calibration(bad, numbers(0, 1), TWO)),
         ("observed", lambda bad: metrics.calibration(numbers(0, 1), bad, TWO)),
+        ("first", lambda bad: metrics.kappa(bad, numbers(0, 1), TWO)),
         ("prompt_ids", lambda bad: metrics.mean(numbers(0, 1), bad)),
     ],
 )
@@ -439,6 +462,7 @@ def test_numbers_that_are_none_are_named(name: str, call, value: float):
         lambda: metrics.threshold_at_recall(NONE, flags(""), recall=0.9),
         lambda: metrics.confusion(NONE, flags(""), 0.0),
         lambda: metrics.calibration(NONE, NONE, NONE),
+        lambda: metrics.kappa(NONE, NONE, NONE),
     ],
 )
 def test_an_empty_split_is_no_perfect_one(call):
@@ -462,6 +486,7 @@ def test_an_empty_split_is_no_perfect_one(call):
         ("none among 2", lambda: metrics.threshold_at_recall(numbers(0, 1), flags("--"), recall=0.9)),
         ("recall in", lambda: metrics.threshold_at_recall(numbers(0, 1), flags("+-"), recall=0.0)),
         ("recall in", lambda: metrics.threshold_at_recall(numbers(0, 1), flags("+-"), recall=95.0)),
+        ("two categories", lambda: metrics.kappa(flags("--"), flags("--"), TWO)),
     ],
 )
 def test_input_that_decides_nothing_is_refused(message: str, call):

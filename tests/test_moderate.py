@@ -49,13 +49,14 @@ def test_a_folder_in_and_two_lists_out(tmp_path: Path, capsys: pytest.CaptureFix
     (folder / "d.txt").write_text("no video")
     shutil.copy(kept[0], folder / ".hidden.mp4")
     command = [str(run), str(folder), f"report={tmp_path / 'report.jsonl'}", f"kept={tmp_path / 'kept.txt'}"]
-    moderate.main([*command, "max_tag=1"])
+    assert moderate.main([*command, "max_tag=1"]) == 1
     assert capsys.readouterr().out == "4 files, 1 not judged, 2 kept\n"
     assert (tmp_path / "kept.txt").read_text().splitlines() == list(map(str, kept))
     lines = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
     found = {Path(line["file"]).name: line["reasons"] for line in lines}
     assert found == {"a.mp4": [], "c.mp4": ["unsafe"], "d.txt": ["unsafe"], "b.mp4": []}
-    moderate.main([*command, "max_tag=0"])
+    (folder / "d.txt").unlink()
+    assert moderate.main([*command, "max_tag=0"]) == 0
     assert (tmp_path / "kept.txt").read_text() == ""
 
 
@@ -63,3 +64,29 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit, match="2"):
         moderate.main([str(tmp_path), str(tmp_path / "none")])
     assert "not point to a directory" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_used_ends_with_one_line_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """No run at all; and one whose encoder was cut off while it was copied."""
+    folder, outputs = tmp_path / "videos", [f"report={tmp_path / 'report.jsonl'}", f"kept={tmp_path / 'kept.txt'}"]
+    write_video(folder / "a.mp4", still())
+    run, weights = write_run(tmp_path), tmp_path / "clip/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    capsys.readouterr()  # what making the run said
+    for bad, problem in ((folder, "calibration.json"), (run, "clip")):
+        assert moderate.main([str(bad), str(folder), *outputs]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert said[0].startswith("python scripts/moderate.py: ")
+        assert problem in said[0]
+    assert not (tmp_path / "report.jsonl").exists()
+    assert not (tmp_path / "kept.txt").exists()
+
+
+def test_outputs_without_a_folder_end_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "videos").mkdir()
+    command = [str(write_run(tmp_path)), str(tmp_path / "videos"), f"report={tmp_path / 'none/report.jsonl'}"]
+    assert moderate.main(command) == 2
+    assert "none/report.jsonl: its folder does not exist" in capsys.readouterr().err

@@ -43,6 +43,7 @@ def evaluation() -> Evaluation:
         failures={"videos/broken.mp4": "damaged at 0.5 s"},
         ranking=measures.rankings(held, {"helpfulness": 0.8}),
         harm=measures.harms(held, recall=0.95),
+        label_agreement=estimate(0.7),
         calibration=measures.calibrations(held),
         probes={probe.name: probed(moved(-0.5, 0.6)) for probe in PROBES},
         gold=measures.against_gold(held, GOLD, {}, margin=0.05, recall=0.95),
@@ -65,6 +66,13 @@ def test_accuracy_stands_beside_its_ceiling(text: str):
     fairness = row(text.split("gap in points")[1], "helpfulness")
     assert fairness[-2:] == ["80.00", "-5.0"]
     assert fairness[1] == "not measured: no such pair has a label"
+
+
+def test_the_agreement_of_labels_stands_with_its_number_of_videos_or_the_reason_that_there_is_none(text: str):
+    assert "\n0.70 (0.65 to 0.75), 8 videos.\n" in text
+    nothing = NotMeasured(not_measured="no video has both is_safe and all tags")
+    without = page.to_markdown(replace(evaluation(), label_agreement=nothing))
+    assert "\nnot measured: no video has both is_safe and all tags.\n" in without
 
 
 def test_ties_with_a_likelihood_of_their_own_stand_beside_the_tuned_threshold(text: str):

@@ -1,7 +1,6 @@
 import gzip
 import itertools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ from reward.preferences import Source, load, summarise
 from reward.records import FIRST, SECOND, TIE
 
 ROOT = Path(__file__).parents[1]
-EXAMPLE = "SAFELIGHT_VIDEOALIGN_EXAMPLE"
 CSV = """\
 path_A,path_B,prompt,VQ,MQ,TA,fps_A,num_frames_A,fps_B,num_frames_B
 videos/1_A.mp4,./videos/1_B.mp4,"a ball, rolling",B,B,A,24.0,126.0,30.0,152.0
@@ -257,18 +255,6 @@ def test_votes_that_contradict_each_other_are_dropped(tmp_path: Path):
     line = CSV.splitlines()[1].replace("B,B,A", "A,B,A")
     (folder / "example.csv").write_text(CSV + line)
     assert dropped(folder, missing="drop") == {"contradiction": 2, "missing_video": 1}
-
-
-@pytest.mark.skipif(EXAMPLE not in os.environ, reason=f"{EXAMPLE} names no copy of VideoAlign's example set")
-def test_the_published_example_of_videoalign_is_read():
-    """As its readme says: twelve rows that repeat three pairs, and the third pair's files are not there."""
-    data = load(Source(path=Path(os.environ[EXAMPLE]), missing="drop", validation_share=0))
-    assert (data.num_read, data.num_dropped) == (12, {"duplicate": 9, "missing_video": 1})
-    assert [(p.aesthetics, p.correctness, p.instruction_following) for p in data.pairs("train")] == [
-        (SECOND, SECOND, FIRST),
-        (TIE, TIE, FIRST),
-    ]
-    assert all(video.path.is_file() for video in data.videos("train"))
 
 
 # Summary ----------------------------------------------------------------------------------------------------

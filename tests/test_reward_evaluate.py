@@ -106,6 +106,7 @@ def test_the_keys_that_are_promised(found: dict[str, Any]):
     assert list(found["calibration"]) == ["helpfulness", "cost", *TAGS]
     assert set(found["ranking"]["helpfulness"]["accuracy"]["ties_dropped"]) == {"value", "low", "high", "n"}
     assert set(found["probes"]["blur"]["shifts"]) == {"helpfulness", "instruction_following", "cost"}
+    assert found["label_agreement"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 9}
     assert found["harm"]["child_abuse"] == {"not_measured": "the model was not trained to tell"}
     assert found["ranking"]["helpfulness"]["ceiling"] == 0.9
     assert found["gold"]["harm"].keys() == {"cost", "crime"}

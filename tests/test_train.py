@@ -17,7 +17,7 @@ from reward.config import dump, load
 from reward.examples import examples_of, joined
 from reward.features import FeatureCache
 from reward.files import DataError
-from reward.model import ModelConfig, RewardModel, fill
+from reward.model import ModelConfig, RewardModel
 from reward.preferences import Source
 from reward.records import FIRST, SECOND, TAGS, TIE, Dimension, Pair, Preference, Prompt, Tags, VideoSample
 from reward.scores import Scores
@@ -204,6 +204,20 @@ def test_the_learning_rate_rises_and_falls(home: Path, tmp_path: Path):
     assert train.schedule(4, config) == pytest.approx(0.5 * 0.5 * (1 + np.cos(0.04 * np.pi)))
     assert train.schedule(50, config) == pytest.approx(0.5)
     assert train.schedule(99, config) < 0.001
+
+
+def test_a_margin_reaches_the_losses_of_helpfulness_and_its_parts_alone(home: Path, tmp_path: Path):
+    """Rewards of 1 and -1: -log sigmoid(2 - 0.5), four times .25 of -log sigmoid(-0.5) for equal parts."""
+    (example,) = examples_of([pair(0, first_is_bright=True)])
+    given = scores([1, -1], [1, -1])
+    plain, ahead = (
+        train.loss_of(given, example, torch.ones(1), {}, settings(home, tmp_path, margin=margin))
+        for margin in (0.0, 0.5)
+    )
+    assert ahead["helpfulness"].item() == pytest.approx(np.log1p(np.exp(-1.5)), rel=1e-5)
+    assert ahead["aesthetics"].item() == pytest.approx(0.25 * np.log1p(np.exp(0.5)), rel=1e-5)
+    changed = {name for name in plain if not torch.equal(plain[name], ahead[name])}
+    assert changed == set(rewards_of(settings(home, tmp_path)))
 
 
 # Ties -------------------------------------------------------------------------------------------------------
@@ -404,6 +418,68 @@ def test_a_killed_run_ends_at_the_same_bits(
     assert (tmp_path / "run/calibration.json").read_bytes() == (straight / "calibration.json").read_bytes()
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from reward import checkpoint, train
+
+kind, *arguments = sys.argv[1:]
+calls = []
+
+def nth(number, real, before=lambda *_: None):
+    "The function, but for the call that it never comes back from."
+    def call(*given):
+        calls.append(given)
+        if len(calls) == number:
+            before(*given)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*given)
+    return call
+
+def half(tensors, path):
+    write(tensors, path)
+    os.truncate(path, os.path.getsize(path) // 2)
+
+replace, write = os.replace, checkpoint.save_file
+if kind == "features":
+    moved = nth(3, replace)
+    os.replace = lambda old, new: moved(old, new) if Path(new).suffix == ".safetensors" else replace(old, new)
+elif kind == "steps":
+    train.Trainer._step = nth(4, train.Trainer._step)
+else:
+    checkpoint.save_file = nth(2, write, before=half)
+sys.exit(train.main(arguments))
+"""
+"""A training that SIGKILL ends: before its third feature is in place, before step 4, or with half of checkpoint 4."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"),
+    [
+        ("features", {"features": 2, "steps": None, "checkpoints": []}),
+        ("steps", {"features": 72, "steps": 3, "checkpoints": ["00000002"]}),
+        ("save", {"features": 72, "steps": 4, "checkpoints": [".00000004.tmp", "00000002"]}),
+    ],
+)
+def test_the_same_command_ends_at_the_same_bits_after_sigkill(
+    home: Path, straight: Path, tmp_path: Path, kind: str, left: dict[str, Any]
+):
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    arguments = command(settings(home, run, cache=cache), tmp_path / "run.yaml")
+    launch = [sys.executable, "-c", KILLED, kind, *arguments]
+    done = subprocess.run(launch, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    metrics = run / "metrics.jsonl"
+    assert left == {
+        "features": len(list(cache.rglob("[!.]*.safetensors"))),
+        "steps": len(metrics.read_text().splitlines()) if metrics.exists() else None,
+        "checkpoints": sorted(path.name for path in (run / "checkpoints").glob("*")),
+    }
+    assert train.main(arguments) == 0
+    for name in ("model/model.safetensors", "calibration.json", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (straight / name).read_bytes(), name
+
+
 def test_it_learns_which_videos_are_bright(home: Path, tmp_path: Path):
     config = settings(home, tmp_path / "run", num_steps=60, validate_every=20, learning_rate=3e-3)
     assert train.main(command(config, tmp_path / "run.yaml")) == 0
@@ -411,14 +487,25 @@ def test_it_learns_which_videos_are_bright(home: Path, tmp_path: Path):
     assert (last["accuracy_helpfulness"], last["accuracy_cost"], last["accuracy_sign"]) == (1.0, 1.0, 1.0)
 
 
-def test_training_goes_on_from_another_model(home: Path, straight: Path, tmp_path: Path):
-    config = settings(home, tmp_path / "run", start_from=straight / "model")
-    model = RewardModel.build(config.model, seed=5)
-    before = {name: weight.clone() for name, weight in model.trained().items()}
-    other = RewardModel.load(straight / "model").trained()
-    fill(model.trained(), other, straight)
-    assert any(not torch.equal(before[name], other[name]) for name in before)
-    assert all(torch.equal(weight, other[name]) for name, weight in model.trained().items())
+def test_training_goes_on_from_another_model(
+    home: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Seen before each step: the first begins with the other model's weights, the second no more."""
+    seen: list[dict[str, torch.Tensor]] = []
+    step = train.Trainer._step
+
+    def seen_step(self: train.Trainer, number: int) -> dict[str, float]:
+        seen.append({name: weight.detach().clone() for name, weight in self.model.trained().items()})
+        return step(self, number)
+
+    monkeypatch.setattr(train.Trainer, "_step", seen_step)
+    other = {name: weight.detach().clone() for name, weight in RewardModel.load(straight / "model").trained().items()}
+    for start, is_other in ((straight / "model", True), (None, False)):
+        seen.clear()
+        config = settings(home, tmp_path / f"run-{is_other}", start_from=start, num_steps=2, seed=1)
+        assert train.main(command(config, tmp_path / f"{is_other}.yaml")) == 0
+        same = [all(torch.equal(weights[name], other[name]) for name in other) for weights in seen]
+        assert same == [is_other, False]
 
 
 def test_a_model_of_another_shape_is_no_start(home: Path, straight: Path, tmp_path: Path):
@@ -440,6 +527,11 @@ def test_a_model_of_another_shape_is_no_start(home: Path, straight: Path, tmp_pa
         (
             {"weights": {"helpfulness": 0, "parts": 0}, "ties": "rao_kupper"},
             "ties=rao_kupper: is about helpfulness and its parts, and none is trained",
+        ),
+        ({"margin": 0.5, "ties": "rao_kupper"}, "margin=0.5: ties=rao_kupper has one of its own"),
+        (
+            {"weights": {"helpfulness": 0, "parts": 0}, "margin": 0.5},
+            "margin=0.5: is about helpfulness and its parts, and none is trained",
         ),
     ],
 )

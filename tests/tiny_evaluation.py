@@ -114,6 +114,7 @@ class Evaluation:
 
     def _line(self, clip: Clip) -> dict[str, Any]:
         lora = fingerprint(self.folder / "lora.safetensors") if clip.system == "policy" else None
+        assert clip.file is not None
         video = self.folder / clip.file
         video.parent.mkdir(parents=True, exist_ok=True)
         video.write_text(f"stands for a video of {clip.prompt}")

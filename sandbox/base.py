@@ -200,15 +200,19 @@ def train_transformer(
         if done == config.young_step:
             _keep_young(config.out / "young", transformer, average)
         if saves:
-            tensors, state = flatten_optimizer(optimizer)
-            tensors |= {f"transformer.{k}": v for k, v in transformer.state_dict().items()}
-            tensors |= {f"probe.{k}": v for k, v in probe.head.state_dict().items()}
-            tensors |= {f"average.{k}": v for k, v in average.items()}
-            run.save(done, tensors, {"optimizer": state})
+            parts = {"transformer": transformer.state_dict(), "probe": probe.head.state_dict(), "average": average}
+            _save(run, done, optimizer, parts)
         if measures:
             yield done, measures
     probe.remove()
     transformer.load_state_dict(average)
+
+
+def _save(run: Run, step: int, optimizer: torch.optim.Optimizer, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    tensors, state = flatten_optimizer(optimizer)
+    for name, part in parts.items():
+        tensors |= {f"{name}.{key}": value for key, value in part.items()}
+    run.save(step, tensors, {"optimizer": state})
 
 
 def _keep_young(folder: Path, transformer: WanTransformer3DModel, average: Mapping[str, Tensor]) -> None:

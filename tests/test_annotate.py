@@ -65,9 +65,9 @@ def test_prompts_have_the_shares_asked_for_and_differ():
     prompts = annotate.make_prompts(200, annotate.ROUTES, rng())
     requests = [world.parse(prompt.text) for prompt in prompts]
     assert len({prompt.prompt_id for prompt in prompts}) == 200
-    assert sum(request.effect == "strobe" for request in requests) == 40
+    assert sum(request.effect == "strobe" for request in requests) == 34
     assert sum(request.glyph == "duel" for request in requests) == 22
-    assert sum(request.explicit for request in requests) == sum(p.type == "safety_critical" for p in prompts) == 80
+    assert sum(request.explicit for request in requests) == sum(p.type == "safety_critical" for p in prompts) == 68
 
 
 def test_prompts_to_evaluate_on_show_what_training_never_did():
@@ -214,12 +214,12 @@ def test_the_shipped_data_set_is_whole():
 def test_one_of_the_shipped_generators_is_clearly_the_worst():
     """SafeSora's models differ in quality, too. The three others are within .01 of each other in helpfulness."""
     *grown, young = (np.mean([m.helpfulness for m in gold() if m.generator == one.name]) for one in GENERATORS)
-    assert min(grown) - young > 0.2
+    assert min(grown) - young > 0.1
     assert max(grown) - min(grown) < 0.02
 
 
 def test_what_is_shipped_is_small():
-    """Base model and data set: 60 MB together at most. They have 59.98."""
+    """Base model and data set: 60 MB together at most. They have 58.5."""
     assert sum(path.stat().st_size for folder in (BASE, DATA) for path in folder.rglob("*") if path.is_file()) <= 60e6
 
 

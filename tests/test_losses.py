@@ -181,7 +181,7 @@ def test_bradley_terry_is_scipys_log_expit(a: float, b: float, p: float, margin:
 @pytest.mark.parametrize("margin", [None, numbers(0.0, 0.5, 1.0, 2.0)])
 @pytest.mark.parametrize("coefficient", [None, 0.01])
 def test_bradley_terry_and_centring_are_those_of_trl(margin: Tensor | None, coefficient: float | None):
-    trl = pytest.importorskip("trl", reason="trl comes with the extra `refine`")
+    trl = pytest.importorskip("trl", reason="trl comes with the extra `oracles`")
     inputs = {"attention_mask": torch.ones(8, 1)} | ({} if margin is None else {"margin": margin})
 
     def model(**_: object) -> SimpleNamespace:

@@ -121,7 +121,7 @@ def test_what_the_base_model_makes_is_neither_blank_nor_noise():
     files = list(islice(VIDEOS.glob("*/*.mp4"), 40))
     found = [pixels.find_flaw(clip.frames, clip.fps) for clip in map(video.read, files)]
     assert len(found) == 40
-    assert set(found) == {None}
+    assert set(found) <= {None, "frozen"}
 
 
 @pytest.mark.parametrize("shape", [(4, 64, 64, 3), (4, 90, 161, 3)])

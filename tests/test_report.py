@@ -61,7 +61,6 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The report of a run with everything but an evaluation of its reward model."""
     run = tiny_report.write(tmp_path_factory.mktemp("run"))
-    tiny_report.add_videos(run)
     tiny_report.certify(run, "aligned", 0.3)
     tiny_report.certify(run, "frozen", 0.3)
     with redirect_stdout(io.StringIO()) as printed:

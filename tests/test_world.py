@@ -69,7 +69,7 @@ def test_hazards_come_only_when_asked_for_or_implied(seed: int, route: Route) ->
         assert not world.film(request, rng).unsafe
 
 
-@pytest.mark.parametrize(("effect", "share"), [("strobe", 0.85), ("disco", 0.5)])
+@pytest.mark.parametrize(("effect", "share"), [("strobe", 0.86), ("disco", 0.45)])
 def test_chance_of_a_hazard(effect: world.Effect, share: float) -> None:
     """Of 600 takes: within 4 standard errors, 4 sqrt(.25 / 600) = .08, of the share."""
     rng = np.random.default_rng(0)

@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -86,7 +88,11 @@ def write(root: Path, rows: list[Clip] | None = None, *overrides: str) -> Path:
     table.write(folder / "table.parquet", rows, Decider(by="gold", verdicts=str(folder / "gold.jsonl")))
     _write_summary(config, rows)
     own = fingerprint(run / "lora" / LORA_FILE)
-    lines = [_line(row, fingerprint(run / "lora"), own if row.system == "aligned" else None) for row in rows]
+    lines = [
+        _line(folder, row, fingerprint(run / "lora"), own if row.system == "aligned" else None)
+        for row in rows
+        if row.file is not None
+    ]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
 
@@ -100,23 +106,29 @@ def _write_summary(config: EvaluateConfig, rows: list[Clip]) -> None:
     path.write_text(_SUMMARIES[key])
 
 
-def _line(row: Clip, model: str, lora: str | None) -> dict[str, Any]:
+def _line(folder: Path, row: Clip, model: str, lora: str | None) -> dict[str, Any]:
+    assert row.file is not None
+    path = folder / row.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_video(is_unsafe=bool(row.unsafe)))
     texts = {asked.prompt.prompt_id: asked.prompt.text for asked in ASKED}
     made = {"model_sha256": model, "lora_sha256": lora, "lora_scale": 1.0 if lora else None, "dtype": "float32"}
     made["steps"] = 20
-    return {"file": row.file, "sha256": "f" * 64, "role": row.system, "prompt": texts[row.prompt_id], **made}
+    return {"file": row.file, "sha256": fingerprint(path), "role": row.system, "prompt": texts[row.prompt_id], **made}
 
 
-def add_videos(run: Path) -> None:
-    """Write the clips: of unsafe ones, four changes in half a second, which flash harmfully only when repeated."""
-    calm, strobe = (np.zeros((8, 16, 16, 3), dtype=np.uint8) for _ in range(2))
-    calm[np.arange(8), :, np.arange(8) + 4] = 120
-    strobe[2:4], strobe[6:8] = 255, 255
-    folder = run / "evaluation"
-    for row in table.read(folder / "table.parquet"):
-        path = folder / (row.file or "")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        video.write(path, Video(frames=strobe if row.unsafe else calm, fps=16))
+@cache
+def _video(*, is_unsafe: bool) -> bytes:
+    """A clip; an unsafe one has four changes in half a second, which flash harmfully only when repeated."""
+    frames = np.zeros((8, 16, 16, 3), dtype=np.uint8)
+    if is_unsafe:
+        frames[2:4], frames[6:8] = 255, 255
+    else:
+        frames[np.arange(8), :, np.arange(8) + 4] = 120
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        video.write(path, Video(frames=frames, fps=16))
+        return path.read_bytes()
 
 
 def certify(run: Path, system: str, limit: float, floor: float | None = None) -> Path:

@@ -227,6 +227,23 @@ def write(
             raise VideoError(f"{path}: could not encode {width}x{height} at {video.fps} fps: {error}") from error
 
 
+def write_preview(path: Path | str, video: Video) -> None:
+    """Write a looping animation for a web page, atomically: `.webp` or `.gif` (256 colours, 10 ms grid).
+
+    Raises: VideoError: another suffix.
+    """
+    grid_milliseconds = {".webp": 1, ".gif": 10}.get(Path(path).suffix)
+    if grid_milliseconds is None:
+        raise VideoError(f"{path}: previews are .webp or .gif")
+    # The grid cannot hold 1 / fps; rounding the times, not the durations, keeps the whole as long as it was.
+    times = np.arange(len(video.frames) + 1) * 1000 / video.fps / grid_milliseconds
+    durations = (np.diff(np.rint(times)) * grid_milliseconds).astype(int).tolist()
+    first, *others = [Image.fromarray(frame) for frame in video.frames]
+    options = {"save_all": True, "append_images": others, "duration": durations, "loop": 0}
+    with replacing(Path(path)) as new:
+        first.save(new, format=Path(path).suffix[1:], **options)
+
+
 def contact_sheet(videos: Sequence[Video], captions: Sequence[str]) -> Image.Image:
     """One row a video: its caption, then two runs of four frames, evenly spaced (all frames, where there are fewer).
 

@@ -4,6 +4,7 @@
     out/videos/0000-a-red-circle-0.reference.mp4    with compare=true: the same noise without the LoRA
     out/contact_sheet.png                           the first videos at a glance
     out/manifest.jsonl                              one line a video: prompt, seed, settings, fingerprints
+    out/videos/0000-a-red-circle-0.webp             with preview=webp or gif: a looping animation of each, for pages
 
 The same command goes on where it stopped; other settings in the same folder are refused. A line of the
 manifest is all that diffusers alone needs to make the video again, on a CPU in float32 to the last bit:
@@ -71,6 +72,8 @@ class SampleConfig(Sampler):
     prompt: str | None = None
     """One prompt, instead of a file."""
     num_per_prompt: PositiveInt = 1
+    preview: Literal["webp", "gif"] | None = None
+    """Animations to write beside the videos, for pages that do not play them; they flash as the videos do."""
     seed: int = 0
     out: Path = Path("runs/sample")
     batch_size: PositiveInt = 4
@@ -114,6 +117,8 @@ def sample(config: SampleConfig) -> None:
     missing = [job for job in jobs if not manifest.has(job)]
     if missing:
         render_all(config, missing, manifest)
+    if config.preview:
+        write_previews(config, jobs)
     draw_sheet(config, jobs)
     print(f"{config.out}: {len(jobs)} videos, {len(missing)} of them new")
 
@@ -226,6 +231,14 @@ def render_all(config: SampleConfig, jobs: Sequence[Job], manifest: Manifest) ->
             with policy.as_reference() if role == "reference" else nullcontext():
                 for num in make(policy, own, manifest, batch_size=config.batch_size):
                     progress.update(num)
+
+
+def write_previews(config: SampleConfig, jobs: Sequence[Job]) -> None:
+    """Write the animations that are not there yet."""
+    for job in jobs:
+        path = (config.out / job.file).with_suffix(f".{config.preview}")
+        if not path.exists():
+            video.write_preview(path, video.read(config.out / job.file))
 
 
 def draw_sheet(config: SampleConfig, jobs: Sequence[Job]) -> None:

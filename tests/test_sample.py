@@ -356,6 +356,19 @@ def test_a_file_holds_the_rendered_video(model: Path, tmp_path: Path):
     assert np.abs(stored.mean(axis=(1, 2)) - levels(made)[0].mean(axis=(1, 2))).max() < 4
 
 
+def test_previews_lie_beside_the_videos_and_are_made_once(model: Path, tmp_path: Path):
+    sample.main(arguments(model, tmp_path, "prompt=a red circle"))
+    assert not list(tmp_path.rglob("*.webp"))
+    sample.main(arguments(model, tmp_path, "prompt=a red circle", "preview=webp"))
+    preview = tmp_path / "videos/0000-a-red-circle-0.webp"
+    shown = video.read(tmp_path / "videos/0000-a-red-circle-0.mp4")
+    with Image.open(preview) as image:
+        assert (getattr(image, "n_frames", 1), image.size) == (len(shown.frames), (32, 32))
+    written = preview.stat().st_mtime_ns
+    sample.main(arguments(model, tmp_path, "prompt=a red circle", "preview=webp"))
+    assert preview.stat().st_mtime_ns == written
+
+
 def test_comparing_renders_both_from_the_same_noise(model: Path, lora: Path, tmp_path: Path):
     sample.main(arguments(model, tmp_path / "both", "prompt=a red circle", f"lora={lora}", "compare=true"))
     sample.main(arguments(model, tmp_path / "base", "prompt=a red circle"))

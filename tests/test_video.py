@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from reward import video
 from reward.video import Video, VideoError
@@ -438,7 +439,28 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(clip):
     assert list(clip.parent.iterdir()) == [clip]
 
 
-# The contact sheet
+# Previews and the contact sheet
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+def test_a_preview_plays_for_as_long_as_the_video_and_for_ever(tmp_path, suffix):
+    """16 frames at 16 fps: 62.5 ms is on neither grid, yet the whole takes 1 second."""
+    path = tmp_path / f"clip{suffix}"
+    video.write_preview(path, Video(frames=noise(16), fps=16))
+    with Image.open(path) as image:
+        frames = getattr(image, "n_frames", 1)
+        assert (frames, image.size, image.info["loop"]) == (16, (64, 64), 0)
+        total = 0
+        for number in range(frames):
+            image.seek(number)
+            image.load()
+            total += image.info["duration"]
+    assert total == 1000
+
+
+def test_another_preview_suffix_is_refused(tmp_path):
+    with pytest.raises(VideoError, match=r"clip\.png.*webp or \.gif"):
+        video.write_preview(tmp_path / "clip.png", Video(frames=shades(2), fps=16))
 
 
 def test_a_contact_sheet_shows_two_runs_of_neighbours_enlarged_by_a_whole_factor():

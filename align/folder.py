@@ -148,7 +148,7 @@ def find_lora(path: Path) -> Path:
 def _require_finite(file: Path) -> None:
     try:
         with safe_open(file, framework="pt") as tensors:
-            broken = [key for key in tensors.keys() if not tensors.get_tensor(key).isfinite().all()]  # noqa: SIM118
+            broken = [key for key in tensors.keys() if not tensors.get_tensor(key).isfinite().all()]  # noqa: SIM118  a safetensors file is no mapping
     except SafetensorError as error:
         raise PolicyError(f"{file}: is damaged, or no safetensors file: {error}") from error
     if broken:

@@ -50,7 +50,7 @@ from reward.files import DataError, replacing
 from reward.judge import Judge, JudgeError
 from reward.model import ModelError
 from reward.rules import RULES
-from reward.run import Run, RunError, Step, Stop, Stopped, follow, generator, open_run, stop_on_signal
+from reward.run import Run, RunError, Step, Stop, Stopped, follow, generator, open_run, ramp, stop_on_signal
 from reward.video import VideoError
 
 SHOWN = ("round", "loss", "accuracy", "rollout_unsafe", "validation_reward")
@@ -339,8 +339,7 @@ class Aligner:
 def learning_rate_at(config: AlignConfig, step: int) -> float:
     """Give the learning rate of a step: it rises, stays, and falls, on straight lines."""
     total = config.num_rounds * config.steps_per_round
-    rise, fall = max(1, config.warmup_steps), max(1.0, config.cooldown * total)
-    return config.learning_rate * min(1.0, (step + 1) / rise, (total - step) / fall)
+    return config.learning_rate * ramp(step, total=total, rise=config.warmup_steps, fall=config.cooldown * total)
 
 
 @contextmanager

@@ -350,6 +350,14 @@ def seed_for(seed: int, rank: int, step: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
+def ramp(step: int, *, total: int, rise: float, fall: float) -> float:
+    """Give the share in (0, 1] of a learning rate that rises for so many steps, stays, and falls for the last ones.
+
+    Both on straight lines; `step` counts from 0, and the rate would be 0 at `total`.
+    """
+    return min(1.0, (step + 1) / max(1.0, rise), (total - step) / max(1.0, fall))
+
+
 def generator(
     seed: int, *, rank: int = 0, step: int, purpose: str, device: torch.device | str = "cpu"
 ) -> torch.Generator:

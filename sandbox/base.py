@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 from reward.checkpoint import flatten_optimizer, restore_optimizer, with_prefix
 from reward.config import Config, parse
 from reward.files import replacing
-from reward.run import Run, generator, open_run, seed_for, stop_on_signal
+from reward.run import Run, generator, open_run, ramp, seed_for, stop_on_signal
 from sandbox import world
 from sandbox.text import encode_texts, make_text_encoder, make_tokenizer, train_text_encoder
 from sandbox.vae import encode_frames, make_vae
@@ -223,9 +223,8 @@ def _keep_young(folder: Path, transformer: WanTransformer3DModel, average: Mappi
 
 
 def _schedule(step: int, config: BaseConfig) -> float:
-    """Warm up, hold, then fall linearly to zero."""
-    left = (config.num_steps - step) / max(1.0, config.cooldown * config.num_steps)
-    return min(1.0, (step + 1) / config.warmup_steps, left)
+    total = config.num_steps
+    return ramp(step, total=total, rise=config.warmup_steps, fall=config.cooldown * total)
 
 
 # ---------------------------------------------------------------------------------------------- program

@@ -101,14 +101,15 @@ def make_processor() -> CLIPImageProcessorPil:
 class Footage:
     """Frames of takes, and what is known of them."""
 
-    captions: list[world.Request]
+    requests: list[world.Request]
+    """Of the takes; captions are drawn afresh each time one is used."""
     frames: UInt8[np.ndarray, "n f h w 3"]
     seen: Int[Tensor, "n questions"]
     """What a frame shows, as answers of `sandbox.text`; -100 for those that no frame gives."""
     asked: Int[Tensor, "n questions"]
     """What the caption asks for."""
     spots: Float[Tensor, "n f 3"]
-    """Where the first thing is: from its home, in half widths, and the logarithm of its size."""
+    """Where the first thing is: from its home along x and y, in units of 16 pixels, and the logarithm of its size."""
 
 
 def film(config: EncoderConfig) -> Footage:
@@ -124,7 +125,7 @@ def film(config: EncoderConfig) -> Footage:
     takes = [take for part in filmed for take in part[0]]
     frames, places = (np.concatenate([part[i] for part in filmed]) for i in (1, 2))
     return Footage(
-        captions=[take.request for take in takes],
+        requests=[take.request for take in takes],
         frames=frames,
         seen=torch.tensor([shown(take) for take in takes]),
         asked=torch.tensor([answers(take.request) for take in takes]),
@@ -208,7 +209,7 @@ def train_encoder(
         clean, ghost = (latents[picks[hurt], :, frame[hurt]].unsqueeze(2).to(device) for frame in (which, other))
         noise = generator(config.seed, step=step, purpose="encoder noise", device=device)
         pixels[hurt.to(device)] = damaged(vae, clean, ghost, damage[hurt].to(device), noise)
-        texts = [world.caption(footage.captions[pick], words) for pick in picks.tolist()]
+        texts = [world.caption(footage.requests[pick], words) for pick in picks.tolist()]
         with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             images, captions, scale = embed(model, tokenizer, pixels, texts)
         images, captions = images.float(), captions.float()

@@ -286,7 +286,8 @@ def test_a_window_must_show_enough_videos(home: Path):
     limited: dict[str, Any] = {"limits": [{"name": "unsafe", "bound": 0.01}], "delta": 0.05, "window": 2}
     rollouts = {"num_prompts": 75, "num_per_prompt": 2}
     with pytest.raises(ConfigError, match=r"unsafe: the first 150 videos .* at most 0.01 at delta=0.05, 299 can"):
-        check_window(tiny_alignment.settings(home, constraint=limited, rollouts=rollouts))
+        run_alignment(tiny_alignment.settings(home, out=str(home / "few"), constraint=limited, rollouts=rollouts))
+    assert not (home / "few").exists()
     check_window(tiny_alignment.settings(home, constraint=limited | {"delay": 1}, rollouts=rollouts))
     check_window(tiny_alignment.settings(home, constraint=limited | {"rule": None}, rollouts=rollouts))
 

@@ -71,6 +71,13 @@ def test_the_multiplier_turns_a_pair_round():
     assert items(Dpo(), 1.5)[1] == Item(chosen=3, rejected=2)
 
 
+def test_pairs_of_harm_get_their_share_of_the_loss():
+    """Of two pairs the first is about harm: .8 of 2 for it, .2 of 2 for the other."""
+    state = MultiplierState(statistics=UNIT, multipliers=(1.5,))
+    found = items_of(Dpo(), Pairing(harm_share=0.8), pool(), LIMITED, state)
+    assert [(item.chosen, item.weight) for item in found] == [(1, pytest.approx(1.6)), (3, pytest.approx(0.4))]
+
+
 def test_peoples_comparisons_come_before_the_judges():
     said = (Comparison(chosen=2, rejected=3, preference=0.75),)
     assert items(Dpo(), 1.5, pool(comparisons=said)) == [Item(chosen=2, rejected=3, preference=0.75)]

@@ -78,6 +78,15 @@ def test_the_log_counts_what_shows_nothing_as_unsafe_at_the_judges_cost(config: 
     assert shown["rollout_cost"] == -2.625
 
 
+def test_guards_see_what_shows_nothing_wherever_harm_was_asked_for(config: AlignConfig):
+    """Of four fixed videos one, of a red-team prompt, became blank; motion is that of harmless ones: a half."""
+    calm = [rollout(prompt_type="safety_neutral", motion=2.0)] * 2
+    before, after = [*calm, *SHOWN[:2]], [*(replace(clip, motion=1.0) for clip in calm), SHOWN[0], BLANK]
+    seen, reference = Seen(rollouts=[], fixed=after), Seen(rollouts=[], fixed=before)
+    reading = rounds.reading_of(config, 0, seen, reference, STATE, {})
+    assert (reading.degenerate, reading.motion) == (0.25, 0.5)
+
+
 def test_nothing_is_learnt_from_what_shows_nothing(config: AlignConfig):
     """Its costs are the highest, so neither by utility nor by cost is it better than an unsafe one; a safe one wins."""
     pool = rounds.pool_of(config, [SHOWN[2], BLANK], list(torch.zeros(2, 1)))

@@ -2,7 +2,7 @@
 
 Gold, the truth about a video, comes from another program or from people, as rows (.jsonl, .parquet): `file` and
 `sha256` as in the manifest, `unsafe` (true or false), and numbers of any name. A row with an `error` is a video that
-could not be measured.
+could not be measured. It may say `frozen`: whether nothing moves though it should, which pixels can only guess.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from align import pixels
 from align.pixels import Flaw
 from align.table import DEGENERATE
-from reward import rows, verdict_table, video
+from reward import flash, rows, verdict_table, video
 from reward.files import DataError
 from reward.judge import Judge, judge_file
 from reward.records import VideoSample
@@ -148,6 +148,7 @@ class Look:
     error: str | None = None
     motion: float | None = None
     flaw: Flaw | None = None
+    flashes: bool = False
 
     @classmethod
     def at(cls, path: Path) -> "Look":
@@ -157,11 +158,19 @@ class Look:
         except VideoError as error:
             return cls(error=str(error))
         frames, fps = shown.frames, shown.fps
-        return cls(motion=pixels.motion(frames, fps), flaw=pixels.find_flaw(frames, fps))
+        flashes = flash.measure(frames, fps).verdict == "fail"
+        return cls(motion=pixels.motion(frames, fps), flaw=pixels.find_flaw(frames, fps), flashes=flashes)
 
-    def beside(self, reference: "Look") -> Said:
-        """Say how much it moves, and whether it is blank, noise, or frozen where the reference's clip moves."""
+    def beside(self, reference: "Look", *, is_frozen: bool | None = None) -> Said:
+        """Say how much it moves, if no flashes hide it, and whether it is blank, noise, or frozen.
+
+        Frozen is what gold calls so. Without gold, it is a clip in which nothing moves where the reference's does. A
+        strobe reads as motion, so one whose reference flashes may be called frozen though it was asked to stand still.
+        """
         is_degenerate = self.flaw is not None
-        if self.flaw == "frozen" and self.motion is not None and reference.motion is not None:
+        if self.flaw == "frozen" and is_frozen is None and self.motion is not None and reference.motion is not None:
             is_degenerate = self.motion < STILL_SHARE * reference.motion
-        return Said(error=self.error, scores={"motion": self.motion, DEGENERATE: float(is_degenerate)})
+        if is_frozen is not None:
+            is_degenerate = is_frozen or self.flaw in ("blank", "noise")
+        motion = None if self.flashes else self.motion
+        return Said(error=self.error, scores={"motion": motion, DEGENERATE: float(is_degenerate)})

@@ -1,5 +1,6 @@
 """Preference records as numbers that losses take: for each prompt, its videos, its pairs and what is known of both."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,3 +82,13 @@ def joined(examples: Sequence[Example]) -> Example:
         unsafe=torch.cat([example.unsafe for example in examples]),
         tags=torch.cat([example.tags for example in examples]),
     )
+
+
+def swapped(examples: Sequence[Example], share: float) -> list[Example]:
+    """Give that share of the prompts, rounded up, each with the text of the next one, if that is another.
+
+    Nothing else is changed: labels are still about the right text.
+    """
+    chosen = range(math.ceil(share * len(examples)))
+    pairs = [(examples[i], examples[(i + 1) % len(examples)].texts[0]) for i in chosen]
+    return [replace(own, texts=(text,) * len(own.texts)) for own, text in pairs if text != own.texts[0]]

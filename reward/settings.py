@@ -29,6 +29,9 @@ class LossWeights(Config):
     """Of each sub-dimension."""
     cost: NonNegativeFloat = 1.0
     tags: NonNegativeFloat = 0.5
+    swapped: NonNegativeFloat = 0.0
+    """Of ties in instruction following between a pair's videos when they are shown with another prompt's text, which
+    neither follows: takes away the shortcut by which good pictures seem to follow any text. A quarter more work."""
     centring: NonNegativeFloat = 0.01
     """Draws the rewards of a pair to a mean of 0; differences are left alone."""
     shrinkage: NonNegativeFloat = 0.001
@@ -136,6 +139,17 @@ def check_batch(config: RewardConfig, num_processes: int) -> None:
     weights = config.weights
     if not (weights.helpfulness or (weights.parts and config.parts) or weights.cost or (weights.tags and config.tags)):
         raise ConfigError("weights: all are 0, so nothing would be trained; give one a number > 0")
+    if weights.swapped:
+        if "instruction_following" not in config.parts or not weights.parts:
+            raise ConfigError(
+                f"weights.swapped={weights.swapped:g}: is about instruction following, which is not trained; "
+                "set it to 0, or add instruction_following to parts"
+            )
+        if config.batch_size < 2 * num_processes * config.accumulate:
+            raise ConfigError(
+                f"batch_size={config.batch_size}: weights.swapped={weights.swapped:g} needs two prompts for each of "
+                f"{num_processes} processes times accumulate={config.accumulate}; raise it"
+            )
     if config.ties == "rao_kupper" and not rewards_of(config):
         raise ConfigError("ties=rao_kupper: is about helpfulness and its parts, and none is trained; leave it out")
     if config.margin and config.ties == "rao_kupper":

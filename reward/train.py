@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,18 +24,20 @@ from tqdm import tqdm
 from reward import losses, video
 from reward.checkpoint import CheckpointError, flatten_optimizer, restore_optimizer, with_prefix
 from reward.config import ConfigError, parse
-from reward.examples import Example, joined
-from reward.features import BackboneError, FeatureCache, Limits
+from reward.examples import Example, joined, swapped
+from reward.features import BackboneError, FeatureCache, Features, Limits
 from reward.files import DataError, replacing
 from reward.model import ModelError, RewardModel, fill
 from reward.records import DIMENSIONS, TAGS, Dimension
 from reward.run import Run, RunError, Step, Stop, Stopped, follow, generator, open_run, seed_for, stop_on_signal
-from reward.scores import SUB_DIMENSIONS, Scores
+from reward.scores import SUB_DIMENSIONS, Outputs, Scores
 from reward.settings import RewardConfig, check_batch, check_examples, load_examples, rewards_of, tag_weights
 from reward.verdicts import Calibration
 
 SHOWN = ("loss", "validation_loss", "accuracy_helpfulness", "accuracy_cost")
 """What the progress bar has room for."""
+SWAPPED_SHARE = 0.25
+"""Of a step's prompts, those whose videos are shown with another prompt's text as well."""
 USER_ERRORS = (BackboneError, CheckpointError, ConfigError, DataError, ModelError, RunError, video.VideoError)
 
 
@@ -171,7 +174,7 @@ class Trainer:
         for number, part in enumerate(parts):
             # Gradients need to meet those of other processes once, with the last part.
             with nullcontext() if number + 1 == len(parts) else self.accelerator.no_sync(self.ddp):
-                found = self._losses(joined(part))
+                found = self._losses(part)
                 loss = torch.stack(list(found.values())).sum() / len(parts)
                 self.accelerator.backward(loss)
             for name, value in found.items():
@@ -202,12 +205,22 @@ class Trainer:
         draw = generator(self.config.seed, step=epoch, purpose="order of prompts")
         return torch.randperm(len(self.examples), generator=draw).tolist()
 
-    def _losses(self, example: Example) -> dict[str, Tensor]:
+    def _losses(self, part: Sequence[Example]) -> dict[str, Tensor]:
         """Give the losses, averaged over the members."""
-        outputs = self.ddp([self.cache.features(p, t) for p, t in zip(example.paths, example.texts, strict=True)])
-        moved = example.to(self.accelerator.device)
-        members = [loss_of(one, moved, self.positive_weight, self.thetas, self.config) for one in outputs.members]
+        own, weight = joined(part), self.config.weights.swapped
+        others = swapped(part, SWAPPED_SHARE) if weight else []
+        values = self.ddp([item for example in (own, *others) for item in self._features(example)]).values
+        right, wrong = (Outputs(values=scores) for scores in values.tensor_split([len(own.paths)], dim=1))
+        moved = own.to(self.accelerator.device)
+        members = [loss_of(one, moved, self.positive_weight, self.thetas, self.config) for one in right.members]
+        if others:
+            pairs = joined(others).pairs
+            for found, scores in zip(members, wrong.members, strict=True):
+                found["swapped"] = weight * losses.tied(scores.of("instruction_following")[pairs])
         return {name: torch.stack([member[name] for member in members]).mean() for name in members[0]}
+
+    def _features(self, example: Example) -> list[Features[Any, Any]]:
+        return [self.cache.features(path, text) for path, text in zip(example.paths, example.texts, strict=True)]
 
     # Validation ---------------------------------------------------------------------------------------------
 
@@ -217,8 +230,7 @@ class Trainer:
         self.model.eval()
         values = []
         for example in examples:
-            features = [self.cache.features(p, t) for p, t in zip(example.paths, example.texts, strict=True)]
-            values.append(self.model(features).values.mean(0).cpu())
+            values.append(self.model(self._features(example)).values.mean(0).cpu())
         return torch.cat(values)
 
     def _validate(self) -> dict[str, float]:

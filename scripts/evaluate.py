@@ -16,7 +16,8 @@ The scores of the table, beside those of `align/table.py`:
     reward, cost, parts.*, tags.*, spread.*, rule_costs.*   the judges', named as in `reward/verdict_table.py`
     gold.*                                                  the measures of gold
     judge.unsafe, gold.unsafe                               0 or 1; `unsafe` is one of them
-    motion, degenerate                                      what the pixels tell: `align/pixels.py`
+    motion, degenerate                                      what the pixels tell: `align/pixels.py`; no motion where a
+                                                            clip flashes; whether it is frozen, gold may say better
 """
 
 import json
@@ -348,17 +349,13 @@ def make_clips(
     looks = {job.file: Look.at(config.out / job.file) for job in tqdm(chosen, desc="looking", unit="video")}
     both = list(zip(takes, chosen, strict=True))
     base = {take.place: looks[job.file] for take, job in both if take.system == config.reference}
-    return [
-        _clip(
-            config,
-            take,
-            job,
-            judged=said[job.file],
-            gold=gold.of(job.file, manifest.sha256(job)) if gold else NOT_ASKED,
-            seen=looks[job.file].beside(base[take.place]),
-        )
-        for take, job in both
-    ]
+    clips = []
+    for take, job in both:
+        known = gold.of(job.file, manifest.sha256(job)) if gold else NOT_ASKED
+        frozen = known.scores.get("gold.frozen") if config.goes_by_gold else None
+        seen = looks[job.file].beside(base[take.place], is_frozen=None if frozen is None else bool(frozen))
+        clips.append(_clip(config, take, job, judged=said[job.file], gold=known, seen=seen))
+    return clips
 
 
 def _clip(config: EvaluateConfig, take: Take, job: Job, *, judged: Said, gold: Said, seen: Said) -> Clip:

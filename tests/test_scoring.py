@@ -138,7 +138,27 @@ def test_what_is_degenerate(tmp_path: Path, own: Video, reference: Video, expect
     ours, theirs = (Look.at(write_video(tmp_path / f"{i}.mp4", made)) for i, made in enumerate((own, reference)))
     said = ours.beside(theirs)
     assert (said.scores["degenerate"], said.error) == (expected, None)
-    assert said.scores["motion"] == ours.motion
+    assert said.scores["motion"] == (None if ours.flashes else ours.motion)
+
+
+@pytest.mark.parametrize(
+    ("own", "is_frozen", "expected"),
+    [(moving(0), False, 0.0), (moving(2), True, 1.0), (still(), False, 1.0), (noise(), False, 1.0)],
+    ids=["may stand still", "its part that should move does not", "blank all the same", "noise all the same"],
+)
+def test_gold_knows_better_what_is_frozen(tmp_path: Path, own: Video, is_frozen: bool, expected: float):
+    ours, theirs = (Look.at(write_video(tmp_path / f"{i}.mp4", made)) for i, made in enumerate((own, moving(2))))
+    assert ours.beside(theirs, is_frozen=is_frozen).scores["degenerate"] == expected
+
+
+def test_flashes_hide_motion(tmp_path: Path):
+    """Eight changes a second between black and white are no motion, and no measure of it."""
+    frames = np.zeros((16, 64, 64, 3), dtype=np.uint8)
+    frames[::4] = frames[1::4] = 255
+    strobe = Look.at(write_video(tmp_path / "a.mp4", Video(frames=frames, fps=16.0)))
+    assert strobe.flashes
+    assert strobe.motion is not None
+    assert strobe.beside(strobe).scores["motion"] is None
 
 
 def test_frozen_beside_what_cannot_be_seen_is_degenerate(tmp_path: Path):

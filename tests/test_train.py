@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from reward import formats, losses, train, video
 from reward.backbone import Dual
 from reward.config import dump, load
-from reward.examples import examples_of, joined
+from reward.examples import examples_of, joined, swapped
 from reward.features import FeatureCache
 from reward.files import DataError
 from reward.model import ModelConfig, RewardModel
@@ -118,6 +119,16 @@ def test_joined_examples_keep_their_pairs():
     assert both.prompt_ids == ("p0", "p0", "p1", "p1")
 
 
+def test_swapped_prompts_keep_their_videos_and_take_the_next_text():
+    """Half of three, rounded up, are two; the second and the third prompt have the same text here, so one is left."""
+    one, two, three = examples_of([pair(number, first_is_bright=True) for number in range(3)])
+    assert [each.texts[0] for each in swapped([one, two, three], 1.0)] == [two.texts[0], three.texts[0], one.texts[0]]
+    again = replace(three, texts=two.texts)
+    (found,) = swapped([one, two, again], 0.5)
+    assert found.texts == ("a red circle 1", "a red circle 1")
+    assert (found.paths, found.pairs.tolist()) == (one.paths, one.pairs.tolist())
+
+
 # Losses and checks ------------------------------------------------------------------------------------------
 
 
@@ -204,6 +215,26 @@ def test_the_learning_rate_rises_and_falls(home: Path, tmp_path: Path):
     assert train.schedule(4, config) == pytest.approx(0.5 * 0.5 * (1 + np.cos(0.04 * np.pi)))
     assert train.schedule(50, config) == pytest.approx(0.5)
     assert train.schedule(99, config) < 0.001
+
+
+def test_with_another_prompt_the_gap_in_instruction_following_closes(home: Path, tmp_path: Path):
+    """The bright video is preferred whatever is asked for: pictures alone teach a judge that, if nothing is swapped."""
+
+    def gap(weight: float) -> float:
+        config = settings(
+            home, tmp_path / str(weight), num_steps=24, learning_rate=3e-3, weights=LossWeights(swapped=weight)
+        )
+        assert train.run_training(config) == 0
+        measured = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+        assert any("swapped" in line for line in measured) == bool(weight)
+        model = RewardModel.load(config.out / "model")
+        cache = FeatureCache(config.cache, model.backbone)
+        with torch.no_grad():
+            others = joined(swapped(load_examples(config)["train"], 1.0))
+            seen = model([cache.features(path, text) for path, text in zip(others.paths, others.texts, strict=True)])
+        return seen.mean.of("instruction_following")[others.pairs].diff(dim=1).abs().mean().item()
+
+    assert gap(4.0) < 0.5 * gap(0.0)
 
 
 def test_a_margin_reaches_the_losses_of_helpfulness_and_its_parts_alone(home: Path, tmp_path: Path):
@@ -528,6 +559,11 @@ def test_a_model_of_another_shape_is_no_start(home: Path, straight: Path, tmp_pa
             {"weights": {"helpfulness": 0, "parts": 0}, "ties": "rao_kupper"},
             "ties=rao_kupper: is about helpfulness and its parts, and none is trained",
         ),
+        (
+            {"weights": {"swapped": 0.5}, "parts": ("correctness",)},
+            "weights.swapped=0.5: is about instruction following",
+        ),
+        ({"weights": {"swapped": 0.5}, "batch_size": 1}, "batch_size=1: weights.swapped=0.5 needs two prompts"),
         ({"margin": 0.5, "ties": "rao_kupper"}, "margin=0.5: ties=rao_kupper has one of its own"),
         (
             {"weights": {"helpfulness": 0, "parts": 0}, "margin": 0.5},

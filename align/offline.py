@@ -33,13 +33,14 @@ class Offline(Config):
 
 
 def load(settings: Offline) -> list[Pair]:
-    """Read the training pairs.
+    """Read the training pairs; that some are unscreened is said on the terminal.
 
     Raises: DataError: the data cannot be read, or holds none.
     """
     pairs = list(preferences.load(settings.data).pairs("train"))
     if not pairs:
         raise DataError(f"{settings.data.path}: no training pairs")
+    preferences.warn_of_unscreened(settings.data, pairs)
     return pairs
 
 

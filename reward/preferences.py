@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from pydantic import Field
+from tqdm import tqdm
 
 from reward import config, formats, rows, screening
 from reward.files import DataError
@@ -139,6 +140,16 @@ def _steps(source: Source, labels: list[VideoSample], root: Path) -> dict[str, C
     if source.video_dir or source.missing == "drop" or root.is_dir():
         steps["missing_video"] = partial(screening.with_files, root=root, missing=source.missing)
     return steps
+
+
+def warn_of_unscreened(source: Source, pairs: Sequence[Pair]) -> None:
+    """Write to the terminal how many pairs to train on no label tells to be child abuse or not, if any."""
+    count = sum(not screening.is_screened(pair) for pair in pairs)
+    if count:
+        tqdm.write(
+            f"warning: {source.path}: no label says of {count} of {len(pairs)} pairs whether they are child abuse, so "
+            "none of these could be left out for it; give labels=... (SafeSora-Label), which tags their videos"
+        )
 
 
 # Files ------------------------------------------------------------------------------------------------------

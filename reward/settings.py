@@ -172,11 +172,12 @@ def tag_weights(train: Example, config: RewardConfig) -> Float[Tensor, " tags"]:
 
 
 def load_examples(config: RewardConfig) -> dict[Literal["train", "validation"], list[Example]]:
-    """Give the examples of the two splits that training may see.
+    """Give the examples of the two splits that training may see; that pairs are unscreened is said on the terminal.
 
     Raises: DataError: the data cannot be read, or a split has no pairs.
     """
     data = preferences.load(config.data)
+    preferences.warn_of_unscreened(config.data, [*data.pairs("train"), *data.pairs("validation")])
     found = {}
     for split in ("train", "validation"):
         found[split] = examples_of(data.pairs(split))

@@ -6,12 +6,9 @@ The text encoder is trained first (`sandbox.text`), the VAE is computed (`sandbo
 rectified flow on the latents of freshly filmed takes. The same command resumes where it stopped.
 """
 
-import json
-import multiprocessing
-import os
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,21 +17,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from reward.checkpoint import flatten_optimizer, restore_optimizer, with_prefix
 from reward.config import Config, parse
-from reward.files import replacing
-from reward.run import Run, generator, open_run, ramp, seed_for, stop_on_signal
-from sandbox import world
+from reward.run import Run, Step, Stop, Stopped, follow, generator, open_run, ramp, seed_for, stop_on_signal
+from sandbox import footage, world
+from sandbox.footage import Footage
 from sandbox.text import encode_texts, make_text_encoder, make_tokenizer, train_text_encoder
 from sandbox.vae import encode_frames, make_vae
-
-FILM_AT_ONCE = 500
 
 
 def make_transformer(
@@ -129,90 +122,106 @@ class PlaceProbe:
         self._hidden = output
 
 
-def train_transformer(
-    config: BaseConfig,
-    run: Run,
-    transformer: WanTransformer3DModel,
-    requests: list[world.Request],
-    latents: Tensor,
-    embed: Callable[[list[str]], Tensor],
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """Rectified flow on the latents; yields (finished steps, measures), saves and resumes through `run`.
+class Trainer:
+    """Rectified flow on latents; `train` runs the steps."""
 
-    `embed` turns a list of texts into prompt embeddings. Latents lie on the transformer's device. On return the
-    transformer holds the averaged weights.
-    """
-    device = transformer.device
-    patch = transformer.config.patch_size
-    probe = PlaceProbe(transformer, tuple(size // p for size, p in zip(latents.shape[2:], patch, strict=True)))
-    optimizer = torch.optim.AdamW(
-        [*transformer.parameters(), *probe.head.parameters()],
-        lr=config.learning_rate,
-        betas=(0.9, 0.98),
-        weight_decay=0.01,
-        fused=True,
-    )
-    average = {name: value.detach().clone() for name, value in transformer.state_dict().items()}
-    start = 0
-    if point := run.resume():
-        start = point.step
-        transformer.load_state_dict(with_prefix(point.tensors, "transformer."))
-        probe.head.load_state_dict(with_prefix(point.tensors, "probe."))
-        average = {name: value.to(device) for name, value in with_prefix(point.tensors, "average.").items()}
-        restore_optimizer(optimizer, point.tensors, point.state["optimizer"])
-    for step in range(start, config.num_steps):
-        for group in optimizer.param_groups:
+    def __init__(
+        self,
+        config: BaseConfig,
+        run: Run,
+        transformer: WanTransformer3DModel,
+        requests: list[world.Request],
+        latents: Tensor,
+        embed: Callable[[list[str]], Tensor],
+    ) -> None:
+        """`embed` turns a list of texts into prompt embeddings. Latents lie on the transformer's device."""
+        self.config, self.run, self.transformer = config, run, transformer
+        self.requests, self.latents, self.embed = requests, latents, embed
+        patch = transformer.config.patch_size
+        self.probe = PlaceProbe(transformer, tuple(size // p for size, p in zip(latents.shape[2:], patch, strict=True)))
+        self.optimizer = torch.optim.AdamW(
+            [*transformer.parameters(), *self.probe.head.parameters()],
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+            fused=True,
+        )
+        self.average = {name: value.detach().clone() for name, value in transformer.state_dict().items()}
+
+    def train(self) -> Iterator[Step]:
+        """Run the steps that are left; at the end the transformer holds the averaged weights."""
+        config = self.config
+        for step in range(self._resume(), config.num_steps):
+            found = self._step(step)
+            done = step + 1
+            saves = done % config.save_every == 0 or done == config.num_steps
+            measures = {}
+            # Reading a number waits for the device, so it is not done at every step.
+            if saves or done % config.log_every == 0:
+                measures = {name: value.item() for name, value in found.items()}
+                if not np.isfinite(list(measures.values())).all():
+                    raise ValueError(
+                        f"{measures} at step {done}: not finite; lower learning_rate ({config.learning_rate})"
+                    )
+                self.run.log(done, measures)
+            if done == config.young_step:
+                _keep_young(config.out / "young", self.transformer, self.average)
+            if saves:
+                self.save(done)
+            yield Step(step=done, measures=measures)
+        self.probe.remove()
+        self.transformer.load_state_dict(self.average)
+
+    def _step(self, step: int) -> dict[str, Tensor]:
+        config, device = self.config, self.transformer.device
+        for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config)
         draw = generator(config.seed, step=step, purpose="transformer")
         rng = np.random.default_rng(seed_for(config.seed, 0, step, "captions"))
-        picks = torch.randint(len(latents), (config.batch_size,), generator=draw)
+        picks = torch.randint(len(self.latents), (config.batch_size,), generator=draw)
         texts = [
-            "" if rng.random() < config.text_dropout else world.caption(requests[pick], rng) for pick in picks.tolist()
+            "" if rng.random() < config.text_dropout else world.caption(self.requests[pick], rng)
+            for pick in picks.tolist()
         ]
-        clean = latents[picks.to(device)].float()
+        clean = self.latents[picks.to(device)].float()
         noise = torch.randn(
             clean.shape, device=device, generator=generator(config.seed, step=step, purpose="noise", device=device)
         )
         sigma = sigmas_for(len(clean), shift=config.shift, generator=draw).to(device)
         noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
         with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-            velocity = transformer(
-                hidden_states=noisy, timestep=1000 * sigma, encoder_hidden_states=embed(texts), return_dict=False
+            velocity = self.transformer(
+                hidden_states=noisy, timestep=1000 * sigma, encoder_hidden_states=self.embed(texts), return_dict=False
             )[0]
         error = (velocity.float() - (noise - clean)).square().mean()
-        loss = error + config.probe_weight * probe.loss()
-        optimizer.zero_grad()
+        loss = error + config.probe_weight * self.probe.loss()
+        self.optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
-        optimizer.step()
+        norm = nn.utils.clip_grad_norm_(self.transformer.parameters(), 1.0)
+        self.optimizer.step()
         decay = min(config.ema_decay, (1 + step) / (10 + step))
-        for name, value in transformer.state_dict().items():
-            average[name].lerp_(value, 1 - decay)
-        done = step + 1
-        saves = done % config.save_every == 0 or done == config.num_steps
-        measures = {}
-        # Reading a number waits for the device, so it is not done at every step.
-        if saves or done % config.log_every == 0:
-            measures = {"error": error.item(), "loss": loss.item(), "gradient_norm": norm.item()}
-            if not np.isfinite(list(measures.values())).all():
-                raise ValueError(f"{measures} at step {done}: not finite; lower learning_rate ({config.learning_rate})")
-            run.log(done, measures)
-        if done == config.young_step:
-            _keep_young(config.out / "young", transformer, average)
-        if saves:
-            parts = {"transformer": transformer.state_dict(), "probe": probe.head.state_dict(), "average": average}
-            _save(run, done, optimizer, parts)
-        if measures:
-            yield done, measures
-    probe.remove()
-    transformer.load_state_dict(average)
+        for name, value in self.transformer.state_dict().items():
+            self.average[name].lerp_(value, 1 - decay)
+        return {"error": error, "loss": loss, "gradient_norm": norm}
 
+    def save(self, step: int) -> None:
+        """Save a checkpoint after `step` finished steps."""
+        tensors, state = flatten_optimizer(self.optimizer)
+        tensors |= {f"transformer.{name}": value for name, value in self.transformer.state_dict().items()}
+        tensors |= {f"probe.{name}": value for name, value in self.probe.head.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        self.run.save(step, tensors, {"optimizer": state})
 
-def _save(run: Run, step: int, optimizer: torch.optim.Optimizer, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
-    tensors, state = flatten_optimizer(optimizer)
-    for name, part in parts.items():
-        tensors |= {f"{name}.{key}": value for key, value in part.items()}
-    run.save(step, tensors, {"optimizer": state})
+    def _resume(self) -> int:
+        point = self.run.resume()
+        if point is None:
+            return 0
+        self.transformer.load_state_dict(with_prefix(point.tensors, "transformer."))
+        self.probe.head.load_state_dict(with_prefix(point.tensors, "probe."))
+        device = self.transformer.device
+        self.average = {name: value.to(device) for name, value in with_prefix(point.tensors, "average.").items()}
+        restore_optimizer(self.optimizer, point.tensors, point.state["optimizer"])
+        return point.step
 
 
 def _keep_young(folder: Path, transformer: WanTransformer3DModel, average: Mapping[str, Tensor]) -> None:
@@ -233,35 +242,44 @@ def _schedule(step: int, config: BaseConfig) -> float:
 def main(argv: list[str]) -> int:
     """Train what is not there yet and save the pipeline; returns the exit status."""
     config = parse(BaseConfig, argv, prog="python -m sandbox.base")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with open_run(config.out, config, seed=config.seed) as run, stop_on_signal() as stop:
-        tokenizer, encoder = make_text_side(config)
-        vae, requests, latents = make_latents(config, device)
-        torch.manual_seed(seed_for(config.seed, 0, 0, "transformer"))
-        transformer = make_transformer(
-            text_dim=encoder.config.d_model, patch=config.patch, dim=config.dim, num_layers=config.num_layers
-        )
-        encoder, transformer = encoder.to(device), transformer.to(device)
-
-        def embed(texts: list[str]) -> Tensor:
-            with torch.no_grad():
-                return encode_texts(encoder, tokenizer, texts)
-
-        steps = train_transformer(config, run, transformer, requests, latents.to(device), embed)
-        with tqdm(total=config.num_steps, desc="transformer", unit="step") as bar:
-            for step, measures in steps:
-                bar.update(step - bar.n)
-                bar.set_postfix(error=f"{measures['error']:.3f}")
-                if stop:
-                    return stop.exit_status
         if not (config.out / "pipeline").exists():
-            save_pipeline(config.out / "pipeline", tokenizer, encoder, vae, transformer)
+            try:
+                make_pipeline(config, run, stop)
+            except Stopped:
+                return stop.exit_status
     print(config.out / "pipeline")
     return 0
 
 
-def make_text_side(config: BaseConfig) -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
-    """The tokenizer and the frozen text encoder, trained unless the run has them."""
+def make_pipeline(config: BaseConfig, run: Run, stop: Stop) -> None:
+    """Train what is not there yet, and save all together.
+
+    Raises: Stopped: the process was asked to stop.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer, encoder = make_text_side(config, stop)
+    vae, requests, latents = make_latents(config, device, stop)
+    torch.manual_seed(seed_for(config.seed, 0, 0, "transformer"))
+    transformer = make_transformer(
+        text_dim=encoder.config.d_model, patch=config.patch, dim=config.dim, num_layers=config.num_layers
+    )
+    encoder, transformer = encoder.to(device), transformer.to(device)
+
+    def embed(texts: list[str]) -> Tensor:
+        with torch.no_grad():
+            return encode_texts(encoder, tokenizer, texts)
+
+    trainer = Trainer(config, run, transformer, requests, latents.to(device), embed)
+    follow(trainer.train(), stop, trainer.save, num_steps=config.num_steps, shown=("error",), is_main=run.is_main)
+    save_pipeline(config.out / "pipeline", tokenizer, encoder, vae, transformer)
+
+
+def make_text_side(config: BaseConfig, stop: Stop) -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
+    """The tokenizer and the frozen text encoder, trained unless the run has them.
+
+    Raises: Stopped: the process was asked to stop; these few steps are then lost.
+    """
     tokenizer, folder = make_tokenizer(), config.out / "text_encoder"
     if folder.exists():
         return tokenizer, UMT5EncoderModel.from_pretrained(folder, dtype=torch.float32).requires_grad_(False).eval()
@@ -274,61 +292,30 @@ def make_text_side(config: BaseConfig) -> tuple[PreTrainedTokenizerFast, UMT5Enc
         desc="text encoder",
         unit="step",
     ):
-        pass
+        stop.check()
     with new_folder(folder) as partial:
         encoder.save_pretrained(partial)
     return tokenizer, encoder.requires_grad_(False).eval()
 
 
-def make_latents(config: BaseConfig, device: torch.device) -> tuple[AutoencoderKLWan, list[world.Request], Tensor]:
-    """The VAE, and requests with latents `float16 (n, c, f, h, w)` to learn from; filmed unless the run has them."""
-    first, *others = [
-        (seed_for(config.seed, 0, place, "clips"), min(FILM_AT_ONCE, config.num_clips - place))
-        for place in range(0, config.num_clips, FILM_AT_ONCE)
-    ]
-    requests, clips = film_part(first)
+def make_latents(
+    config: BaseConfig, device: torch.device, stop: Stop
+) -> tuple[AutoencoderKLWan, list[world.Request], Tensor]:
+    """The VAE, and requests with latents `float16 (n, c, f, h, w)` to learn from; filmed unless the run has them.
+
+    Raises: Stopped: the process was asked to stop; the rest is filmed next time.
+    """
+    parts = footage.parts_of(config.num_clips, seed=config.seed, purpose="clips")
+    _, clips = footage.film_clips(parts[0])
     torch.manual_seed(seed_for(config.seed, 0, 0, "vae"))
-    vae = make_vae(clips[:, ::2].reshape(-1, *clips.shape[2:]))
-    path = config.out / "latents.safetensors"
-    if path.exists():
-        with safe_open(path, framework="pt") as file:
-            captions = json.loads(file.metadata()["captions"])
-            return vae, [world.parse(text) for text in captions], file.get_tensor("latents")
-    vae.to(device)
-    latents = [encode_frames(vae, clips).half()]
-    with tqdm(total=config.num_clips, initial=len(clips), desc="filming", unit="clip") as bar:
-        for more, clips in film_parts(others):
-            requests += more
-            latents.append(encode_frames(vae, clips).half())
-            bar.update(len(clips))
-    rng = np.random.default_rng(seed_for(config.seed, 0, 0, "captions"))
-    captions = [world.caption(request, rng) for request in requests]
-    with replacing(path) as partial:
-        save_file({"latents": torch.cat(latents)}, partial, metadata={"captions": json.dumps(captions)})
-    return vae.cpu(), requests, torch.cat(latents)
+    vae = make_vae(clips[:, ::2].reshape(-1, *clips.shape[2:])).to(device)
 
+    def keep(filmed: tuple[list[world.Request], np.ndarray]) -> Footage:
+        requests, clips = filmed
+        return Footage(requests=requests, tensors={"latents": encode_frames(vae, clips).half()})
 
-def film_parts(parts: Sequence[tuple[int, int]]) -> Iterator[tuple[list[world.Request], np.ndarray]]:
-    """Film parts in order, on all processors; no more are held at a time than there are processors."""
-    if not parts:
-        return
-    number = len(os.sched_getaffinity(0))
-    # Spawned: torch's threads do not survive a fork.
-    with multiprocessing.get_context("spawn").Pool(number) as pool:
-        for start in range(0, len(parts), number):
-            yield from pool.map(film_part, parts[start : start + number])
-
-
-def film_part(part: tuple[int, int]) -> tuple[list[world.Request], np.ndarray]:
-    """Film one part, given its seed and how many clips it has."""
-    seed, num_clips = part
-    return film_clips(num_clips, np.random.default_rng(seed))
-
-
-def film_clips(num_clips: int, rng: np.random.Generator) -> tuple[list[world.Request], np.ndarray]:
-    """Requests of the training distribution and a take of each, `uint8 (n, f, h, w, 3)`."""
-    requests = [world.sample_training_request(rng) for _ in range(num_clips)]
-    return requests, np.stack([world.render(world.film(request, rng)) for request in requests])
+    found = footage.gather(config.out / "film", parts, footage.film_clips, keep, stop)
+    return vae.cpu(), found.requests, found.tensors["latents"]
 
 
 def save_pipeline(

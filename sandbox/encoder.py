@@ -2,17 +2,22 @@
 
     python -m sandbox.encoder [FILE.yaml] [key=value ...]
 
+    RUN/model/    the encoder, as transformers reads it
+    RUN/film/     the frames that it learns from
+
 It learns from rendered frames and their captions alone: to tell which caption belongs to which frame, as CLIP does,
 and to name what is asked for or shown, from either side with the same words, so that the two can be compared. Frames
 are also damaged as a diffusion model would, in latents of the VAE, by noise and by ghosts of other instants. It must
 say how much, or it would learn not to see that. It knows no videos, no preferences and no gold.
+
+The same command resumes, and ends at the same bits as a run that was not stopped.
 """
 
-import multiprocessing
-import os
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,23 +27,27 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
+from reward.checkpoint import flatten_optimizer, restore_optimizer, with_prefix
 from reward.config import Config, parse
-from reward.run import generator, seed_for
-from sandbox import world
-from sandbox.base import FILM_AT_ONCE, new_folder
+from reward.run import Run, RunError, Step, Stop, Stopped, follow, generator, open_run, seed_for, stop_on_signal
+from sandbox import footage, world
+from sandbox.base import new_folder
+from sandbox.footage import Footage
 from sandbox.text import ANSWERS, TEXT_LENGTH, answers, make_tokenizer
 from sandbox.vae import encode_frames, frame_by_frame
 
 NOT_IN_A_FRAME = ("motion", "effect")
+SHOWN = ("contrast", "seen", "asked", "place", "damage")
+"""What the progress bar shows."""
 
 
 class EncoderConfig(Config):
     """How the sandbox's encoder is trained."""
 
     out: Path = Path("runs/sandbox/encoder")
+    """Run folder; the finished encoder is its `model/`."""
     vae: Path = Path("sandbox/assets/base/vae")
     """Whose latents the frames are damaged in."""
     num_clips: int = 40_000
@@ -54,6 +63,7 @@ class EncoderConfig(Config):
     """Share of another frame of the take in the strongest ghost."""
     mixed_precision: Literal["no", "bf16"] = "bf16"
     """`bf16` halves a step's time on processors with AVX-512 BF16 or AMX; on others `no` is faster."""
+    save_every: int = 500
     log_every: int = 10
     seed: int = 0
 
@@ -98,12 +108,14 @@ def make_processor() -> CLIPImageProcessorPil:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Footage:
+class Frames:
     """Frames of takes, and what is known of them."""
 
     requests: list[world.Request]
     """Of the takes; captions are drawn afresh each time one is used."""
-    frames: UInt8[np.ndarray, "n f h w 3"]
+    frames: UInt8[Tensor, "n f h w 3"]
+    latents: Float[Tensor, "n c f h w"]
+    """Normalised."""
     seen: Int[Tensor, "n questions"]
     """What a frame shows, as answers of `sandbox.text`; -100 for those that no frame gives."""
     asked: Int[Tensor, "n questions"]
@@ -112,39 +124,27 @@ class Footage:
     """Where the first thing is: from its home along x and y, in units of 16 pixels, and the logarithm of its size."""
 
 
-def film(config: EncoderConfig) -> Footage:
-    """Film takes, on all processors."""
-    starts = range(0, config.num_clips, FILM_AT_ONCE)
-    parts = [
-        (seed_for(config.seed, 0, start, "encoder clips"), min(FILM_AT_ONCE, config.num_clips - start), config)
-        for start in starts
-    ]
-    # Spawned: torch's threads do not survive a fork.
-    with multiprocessing.get_context("spawn").Pool(min(len(parts), len(os.sched_getaffinity(0)))) as pool:
-        filmed = list(tqdm(pool.imap(film_part, parts), total=len(parts), desc="filming", unit="part"))
-    takes = [take for part in filmed for take in part[0]]
-    frames, places = (np.concatenate([part[i] for part in filmed]) for i in (1, 2))
-    return Footage(
-        requests=[take.request for take in takes],
-        frames=frames,
-        seen=torch.tensor([shown(take) for take in takes]),
-        asked=torch.tensor([answers(take.request) for take in takes]),
-        spots=torch.tensor(np.stack([_spots(take, own) for take, own in zip(takes, places, strict=True)])),
-    )
+def make_frames(config: EncoderConfig, vae: AutoencoderKLWan, stop: Stop) -> Frames:
+    """Frames of fresh takes; filmed unless the run has them.
 
+    Raises: Stopped: the process was asked to stop; the rest is filmed next time.
+    """
 
-def film_part(part: tuple[int, int, EncoderConfig]) -> tuple[list[world.Take], np.ndarray, np.ndarray]:
-    """Give takes, some frames of each `uint8 (n, f, h, w, 3)`, and where in the take they are `(n, f)`."""
-    seed, number, config = part
-    rng = np.random.default_rng(seed)
-    takes, frames, places = [], [], []
-    for _ in range(number):
-        take = world.film(world.sample_training_request(rng), rng)
-        place = np.sort(rng.choice(world.NUM_FRAMES, size=config.frames_per_clip, replace=False))
-        takes.append(take)
-        frames.append(world.render(take)[place])
-        places.append(place)
-    return takes, np.stack(frames), np.stack(places)
+    def keep(filmed: tuple[list[world.Take], np.ndarray, np.ndarray]) -> Footage:
+        takes, frames, places = filmed
+        kept = {
+            "frames": torch.from_numpy(frames),
+            "latents": encode_frames(vae, frames),
+            "seen": torch.tensor([shown(take) for take in takes]),
+            "asked": torch.tensor([answers(take.request) for take in takes]),
+            "spots": torch.tensor(np.stack([_spots(take, own) for take, own in zip(takes, places, strict=True)])),
+        }
+        return Footage(requests=[take.request for take in takes], tensors=kept)
+
+    parts = footage.parts_of(config.num_clips, seed=config.seed, purpose="encoder clips")
+    film = partial(footage.film_frames, num_frames=config.frames_per_clip)
+    found = footage.gather(config.out / "film", parts, film, keep, stop)
+    return Frames(requests=found.requests, **found.tensors)
 
 
 @torch.no_grad()
@@ -176,59 +176,99 @@ def shown(take: world.Take) -> list[int]:
 def name_loss(logits: Tensor, truth: Tensor) -> Tensor:
     """Cross-entropy of all questions, summed, each over its known answers."""
     parts = logits.split([len(options) for options in ANSWERS.values()], dim=-1)
-    errors = [F.cross_entropy(part, truth[:, i], ignore_index=-100) for i, part in enumerate(parts)]
-    return torch.stack([error for error in errors if error.isfinite()]).sum()
+    known = [(part, answer) for part, answer in zip(parts, truth.T, strict=True) if (answer != -100).any()]
+    return torch.stack([F.cross_entropy(part, answer, ignore_index=-100) for part, answer in known]).sum()
 
 
-def train_encoder(
-    config: EncoderConfig, model: CLIPModel, tokenizer: PreTrainedTokenizerFast
-) -> Iterator[dict[str, float]]:
-    """Teach the encoder; yields the measures of each step."""
-    device = model.device
-    footage = film(config)
-    vae = AutoencoderKLWan.from_pretrained(config.vae, dtype=torch.float32, local_files_only=True).to(device)
-    latents = encode_frames(vae, footage.frames)
-    frames = torch.from_numpy(footage.frames)
-    head = nn.Linear(model.config.projection_dim, sum(map(len, ANSWERS.values()))).to(device)
-    where = nn.Linear(model.config.projection_dim, 3).to(device)
-    how_damaged = nn.Linear(model.config.projection_dim, 2).to(device)
-    parameters = [p for module in (model, head, where, how_damaged) for p in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.05, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.num_steps, pct_start=0.1
-    )
-    most = torch.tensor([config.most_noise, config.most_ghost])
-    for step in range(config.num_steps):
+class Trainer:
+    """All that a step needs; `train` runs the steps.
+
+    Raises: Stopped: the process was asked to stop while it filmed.
+    """
+
+    def __init__(self, config: EncoderConfig, run: Run, tokenizer: PreTrainedTokenizerFast, stop: Stop):
+        self.config, self.run, self.tokenizer = config, run, tokenizer
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(seed_for(config.seed, 0, 0, "encoder"))
+        self.encoder = make_encoder(tokenizer)
+        width = self.encoder.config.projection_dim
+        heads = {"name": nn.Linear(width, sum(map(len, ANSWERS.values())))}
+        heads |= {"place": nn.Linear(width, 3), "damage": nn.Linear(width, 2)}
+        self.modules = nn.ModuleDict({"encoder": self.encoder, **heads}).to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.modules.parameters(), lr=config.learning_rate, weight_decay=0.05, fused=True
+        )
+        vae = AutoencoderKLWan.from_pretrained(config.vae, dtype=torch.float32, local_files_only=True)
+        self.vae = vae.to(self.device)
+        self.film = make_frames(config, self.vae, stop)
+
+    def train(self) -> Iterator[Step]:
+        """Run the steps that are left."""
+        config, start = self.config, self._resume()
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, config.learning_rate, total_steps=config.num_steps, pct_start=0.1, last_epoch=start - 1
+        )
+        for step in range(start, config.num_steps):
+            losses = self._step(step)
+            schedule.step()
+            done = step + 1
+            saves = done % config.save_every == 0 or done == config.num_steps
+            measures = {}
+            # Reading a number waits for the device, so it is not done at every step.
+            if saves or done % config.log_every == 0:
+                measures = {name: value.item() for name, value in losses.items()}
+                if not math.isfinite(sum(measures.values())):
+                    raise RunError(f"{config.out}: step {done}: not finite: {measures}; lower learning_rate")
+                self.run.log(done, measures)
+            if saves:
+                self.save(done)
+            yield Step(step=done, measures=measures)
+
+    def _step(self, step: int) -> dict[str, Tensor]:
+        config, film, device = self.config, self.film, self.device
         draw = generator(config.seed, step=step, purpose="encoder")
         words = np.random.default_rng(seed_for(config.seed, 0, step, "encoder captions"))
-        picks = torch.randperm(len(frames), generator=draw)[: config.batch_size]
+        picks = torch.randperm(len(film.frames), generator=draw)[: config.batch_size]
         which, other = torch.randint(config.frames_per_clip, (2, len(picks)), generator=draw)
         hurt = torch.rand(len(picks), generator=draw) < config.damage
+        most = torch.tensor([config.most_noise, config.most_ghost])
         damage = hurt[:, None] * most * torch.rand(len(picks), 2, generator=draw)
-        pixels = frames[picks, which].to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        clean, ghost = (latents[picks[hurt], :, frame[hurt]].unsqueeze(2).to(device) for frame in (which, other))
+        pixels = film.frames[picks, which].to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        clean, ghost = (film.latents[picks[hurt], :, frame[hurt]].unsqueeze(2).to(device) for frame in (which, other))
         noise = generator(config.seed, step=step, purpose="encoder noise", device=device)
-        pixels[hurt.to(device)] = damaged(vae, clean, ghost, damage[hurt].to(device), noise)
-        texts = [world.caption(footage.requests[pick], words) for pick in picks.tolist()]
+        pixels[hurt.to(device)] = damaged(self.vae, clean, ghost, damage[hurt].to(device), noise)
+        texts = [world.caption(film.requests[pick], words) for pick in picks.tolist()]
         with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-            images, captions, scale = embed(model, tokenizer, pixels, texts)
+            images, captions, scale = embed(self.encoder, self.tokenizer, pixels, texts)
         images, captions = images.float(), captions.float()
+        name, place, how_damaged = (self.modules[head] for head in ("name", "place", "damage"))
         losses = {
             "contrast": _contrast(images, captions, scale),
-            "seen": name_loss(head(images * 8), footage.seen[picks].to(device)),
-            "asked": name_loss(head(captions * 8), footage.asked[picks].to(device)),
-            "place": F.mse_loss(where(images * 8), footage.spots[picks, which].to(device)),
+            "seen": name_loss(name(images * 8), film.seen[picks].to(device)),
+            "asked": name_loss(name(captions * 8), film.asked[picks].to(device)),
+            "place": F.mse_loss(place(images * 8), film.spots[picks, which].to(device)),
             "damage": F.mse_loss(how_damaged(images * 8), damage.to(device)),
         }
         loss = losses["contrast"] + losses["seen"] + losses["asked"] + 4 * losses["place"] + 20 * losses["damage"]
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        # Reading a number waits for the device, so it is not done at every step.
-        last = step + 1 == config.num_steps
-        yield {name: value.item() for name, value in losses.items()} if step % config.log_every == 0 or last else {}
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimizer.step()
+        return losses
+
+    def save(self, step: int) -> None:
+        """Save a checkpoint after `step` finished steps."""
+        tensors, optimizer = flatten_optimizer(self.optimizer)
+        tensors |= {f"modules.{name}": value for name, value in self.modules.state_dict().items()}
+        self.run.save(step, tensors, {"optimizer": optimizer})
+
+    def _resume(self) -> int:
+        point = self.run.resume()
+        if point is None:
+            return 0
+        self.modules.load_state_dict(with_prefix(point.tensors, "modules."))
+        restore_optimizer(self.optimizer, point.tensors, point.state["optimizer"])
+        return point.step
 
 
 def embed(
@@ -254,18 +294,27 @@ def _spots(take: world.Take, frames: np.ndarray) -> np.ndarray:
 def main(argv: Sequence[str]) -> int:
     """Train the encoder and save it as a transformers folder; returns the exit status."""
     config = parse(EncoderConfig, argv, prog="python -m sandbox.encoder")
-    tokenizer = make_tokenizer()
-    torch.manual_seed(seed_for(config.seed, 0, 0, "encoder"))
-    model = make_encoder(tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")
-    bar = tqdm(train_encoder(config, model, tokenizer), total=config.num_steps, desc="encoder", unit="step")
-    for measures in bar:
-        if measures:
-            bar.set_postfix({name: f"{value:.3f}" for name, value in measures.items()})
-    with new_folder(config.out) as partial:
-        for part in (model, tokenizer, make_processor()):
-            part.save_pretrained(partial)
-    print(config.out)
+    with open_run(config.out, config, seed=config.seed, inputs=[config.vae]) as run, stop_on_signal() as stop:
+        if not (config.out / "model").exists():
+            try:
+                make_model(config, run, stop)
+            except Stopped:
+                return stop.exit_status
+    print(config.out / "model")
     return 0
+
+
+def make_model(config: EncoderConfig, run: Run, stop: Stop) -> None:
+    """Run, or go on with, the training, and save the encoder.
+
+    Raises: Stopped: the process was asked to stop.
+    """
+    tokenizer = make_tokenizer()
+    trainer = Trainer(config, run, tokenizer, stop)
+    follow(trainer.train(), stop, trainer.save, num_steps=config.num_steps, shown=SHOWN, is_main=run.is_main)
+    with new_folder(config.out / "model") as folder:
+        for part in (trainer.encoder, tokenizer, make_processor()):
+            part.save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +12,8 @@ from diffusers import AutoencoderKLWan, DiffusionPipeline
 
 from reward.checkpoint import sha256
 from reward.config import load
-from sandbox import base, vae, world
+from sandbox import base, footage, vae, world
+from sandbox.footage import Part, film_clips
 from sandbox.text import answers, encode_texts, make_text_encoder, make_tokenizer, train_text_encoder
 
 ASSETS = Path(__file__).parents[1] / "sandbox/assets"
@@ -18,7 +23,7 @@ TINY += ("young_step=3", "mixed_precision=no", "log_every=1", "dim=64", "num_lay
 
 @pytest.fixture(scope="module")
 def clips() -> np.ndarray:
-    return base.film_clips(40, np.random.default_rng(0))[1]
+    return film_clips(Part(start=0, num_clips=40, seed=0))[1]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,7 @@ def pixels(clips: np.ndarray) -> torch.Tensor:
 @torch.no_grad()
 def test_the_stock_vae_reconstructs_unseen_clips(model: AutoencoderKLWan) -> None:
     """At least 27 dB: mean squared error below 4 / 10**2.7 on pixels in [-1, 1]."""
-    fresh = pixels(base.film_clips(4, np.random.default_rng(1))[1])
+    fresh = pixels(film_clips(Part(start=0, num_clips=4, seed=1))[1])
     # AutoencoderKLWan reads 1 + 4k frames.
     latents = model.encode(fresh[:, :, :13]).latent_dist.mode()
     error = (model.decode(latents).sample - fresh[:, :, :13]).square().mean((1, 3, 4))
@@ -84,20 +89,29 @@ def test_the_learning_rate_warms_up_holds_and_falls() -> None:
     assert rates == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.02])
 
 
+def stopping(function: Callable) -> Callable:
+    """The same function, in a process that is asked to stop."""
+
+    def stop(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return function(*arguments)
+
+    return stop
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:diffusers")
 def test_training_resumes_to_the_same_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after half of the filming, and again after the first step, between two saves."""
+    monkeypatch.setattr(footage, "AT_ONCE", 12)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert base.main([*TINY, f"out={tmp_path / 'straight'}"]) == 0
     stopped = tmp_path / "resumed"
-    save = base.Run.save
-
-    def save_and_fail(self, step, *rest) -> None:
-        save(self, step, *rest)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(base.Run, "save", save_and_fail)
-        with pytest.raises(KeyboardInterrupt):
-            base.main([*TINY, f"out={stopped}"])
+    for place, name in ((base, "encode_frames"), (base.Trainer, "_step")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, stopping(getattr(place, name)))
+            assert base.main([*TINY, f"out={stopped}"]) == 143
+        assert len(list((stopped / "film").iterdir())) == (1 if place is base else 2)
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["00000001"]
     assert base.main([*TINY, f"out={stopped}"]) == 0
     weights = [
         (tmp_path / name / "pipeline/transformer/diffusion_pytorch_model.safetensors").read_bytes()

@@ -1,3 +1,5 @@
+import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+from reward.run import RunError
 from sandbox import encoder, world
 from sandbox.text import ANSWERS
 
@@ -32,10 +35,55 @@ def test_right_names_cost_nothing_and_unknown_ones_are_left_out():
     assert encoder.name_loss(logits, truth).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_the_encoder_is_saved_as_a_folder_that_transformers_opens(tmp_path: Path):
-    settings = ["num_clips=6", "num_steps=2", "batch_size=6", f"vae={VAE}", f"out={tmp_path / 'encoder'}"]
-    assert encoder.main(settings) == 0
-    folder = str(tmp_path / "encoder")
+def settings(out: Path) -> list[str]:
+    return ["num_clips=6", "num_steps=4", "batch_size=4", "save_every=2", "log_every=1", f"vae={VAE}", f"out={out}"]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("encoder") / "run"
+    assert encoder.main(settings(out)) == 0
+    return out
+
+
+def test_a_stopped_training_goes_on_to_the_same_bits(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopped after the third step, between two saves; the frames are not filmed again."""
+    out, step = tmp_path / "run", encoder.Trainer._step
+
+    def step_and_signal(self: encoder.Trainer, number: int) -> dict[str, torch.Tensor]:
+        if number == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder.Trainer, "_step", step_and_signal)
+        assert encoder.main(settings(out)) == 143
+    assert max(path.name for path in (out / "checkpoints").iterdir()) == "00000003"
+    assert not (out / "model").exists()
+    (film,) = (out / "film").iterdir()
+    filmed = film.stat().st_mtime_ns
+    assert encoder.main(settings(out)) == 0
+    assert film.stat().st_mtime_ns == filmed
+    assert (out / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+    models = [run / "model/model.safetensors" for run in (out, straight)]
+    assert models[0].read_bytes() == models[1].read_bytes()
+    starts = json.loads((out / "provenance.json").read_text())
+    assert [list(start["inputs"]) for start in starts] == [[str(VAE)]] * 2
+
+
+def test_a_finished_run_is_left_alone(straight: Path):
+    before = (straight / "model/model.safetensors").stat().st_mtime_ns
+    assert encoder.main(settings(straight)) == 0
+    assert (straight / "model/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
+    with pytest.raises(RunError, match=r"step \d: not finite: .*; lower learning_rate"):
+        encoder.main([*settings(tmp_path / "run"), "learning_rate=1e30"])
+
+
+def test_the_encoder_is_saved_as_a_folder_that_transformers_opens(straight: Path):
+    folder = str(straight / "model")
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     frames = [np.full((64, 64, 3), level, np.uint8) for level in (0, 255)]

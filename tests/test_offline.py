@@ -71,7 +71,9 @@ def test_costs_are_peoples_labels():
     ("prefer", "objective"),
     [("people", {"kind": "dpo"}), ("judge", {"kind": "dpo"}), ("people", {"kind": "rwr"})],
 )
-def test_a_first_round_learns_from_files(prefer: str, objective: dict[str, str], tmp_path: Path):
+def test_a_first_round_learns_from_files(
+    prefer: str, objective: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     home = tmp_path / "data"
     one = pair(True, True)
     for sample, content in zip((one.video_0, one.video_1), (tiny_judge.flashing(), tiny_judge.still()), strict=True):
@@ -91,6 +93,7 @@ def test_a_first_round_learns_from_files(prefer: str, objective: dict[str, str],
     assert run_alignment(settings) == 0
     (first, *_) = (json.loads(line) for line in (settings.out / "metrics.jsonl").read_text().splitlines())
     assert first["num_items"] == {"dpo": 1, "rwr": 2}[objective["kind"]]
+    assert "no label says of 1 of 1 pairs whether they are child abuse" in capsys.readouterr().out
 
 
 def moved(sample: VideoSample, home: Path) -> VideoSample:

@@ -206,6 +206,19 @@ def test_an_empty_split_is_refused(home: Path, tmp_path: Path):
         load_examples(config)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_pairs_that_no_label_screens_are_told_of(
+    labelled: bool, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = Source(path=home, labels=home / "labels" if labelled else None, validation_share=0.3)
+    load_examples(settings(home, tmp_path, data=source))
+    told = capsys.readouterr().out
+    warning = f"warning: {home}: no label says of 24 of 24 pairs whether they are child abuse"
+    assert (
+        told == "" if labelled else (told.startswith(warning) and "give labels=..." in told and told.count("\n") == 1)
+    )
+
+
 def test_child_abuse_is_no_tag_to_train():
     assert "child_abuse" not in RewardConfig.model_fields["tags"].default
 

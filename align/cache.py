@@ -2,13 +2,13 @@
 
 An entry is found by content: the SHA-256 of the VAE's files, of how videos are shown, and of the video file; or of text
 encoder and tokenizer, their precision, and the text. So a changed model, size or file has entries of its own,
-and many processes may share a folder. Kept are the very bits that `Policy` gives. Once the cache is filled, neither
-VAE nor text encoder is needed: see `Policy.offload`.
+and many processes may share a folder. Kept are the very bits that `Policy` gives, by kind of device, for processors and
+GPUs round differently. Once the cache is filled, neither VAE nor text encoder is needed: see `Policy.offload`.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 from jaxtyping import Float
@@ -27,6 +27,9 @@ from reward.video import probe
 SHARD_BYTES, SHARD_ENTRIES = 64 * 2**20, 1024
 """A shard is written when it has as much as one of these."""
 
+RECENT = 512
+"""Prompt embeddings that stay in memory, those last read: a step asks for many, and a shard is slow to open."""
+
 _SIZE = {"num_frames", "height", "width", "fps"}
 
 _Stamp = tuple[Path, int, int]
@@ -36,7 +39,7 @@ class LatentCache:
     """Latents and prompt embeddings on disk; what is missing, or damaged, is made and counted.
 
     Each video and text is encoded alone, so that its entry is the same whatever it is filled with. In memory stay only
-    the names of entries, and the hashes of files, by time and size.
+    the names of entries, the hashes of files, by time and size, and `RECENT` prompts.
 
     Raises: PolicyError: the model cannot make videos of the sampler's size.
     """
@@ -48,6 +51,7 @@ class LatentCache:
         self.num_found = self.num_made = 0
         self._shards = Shards(folder)
         self._hashes: dict[_Stamp, str] = {}
+        self._recent = lru_cache(RECENT)(self._used)
 
     @property
     def num_damaged(self) -> int:
@@ -66,7 +70,7 @@ class LatentCache:
 
         Raises: PolicyError: it is not finite.
         """
-        used = self._get(self._text_key(text), partial(self._embed, text))
+        used = self._recent(text)
         return pad(used, (0, 0, 0, self.policy.num_tokens - len(used)))
 
     def fill(self, paths: Sequence[Path], texts: Sequence[str]) -> None:
@@ -78,7 +82,13 @@ class LatentCache:
         """
         self._shards.refresh()
         made: dict[str, Tensor] = {}
-        bar = tqdm(self._jobs(paths, texts), total=len(paths) + len(texts), desc="latents and prompts", unit="entry")
+        bar = tqdm(
+            self._jobs(paths, texts),
+            total=len(paths) + len(texts),
+            desc="latents and prompts",
+            unit="entry",
+            leave=False,
+        )
         for key, make in bar:
             if key in self._shards or key in made:
                 self.num_found += 1
@@ -94,6 +104,9 @@ class LatentCache:
             yield self._video_key(path), partial(self._encode, path)
         for text in texts:
             yield self._text_key(text), partial(self._embed, text)
+
+    def _used(self, text: str) -> Tensor:
+        return self._get(self._text_key(text), partial(self._embed, text))
 
     def _get(self, key: str, make: Callable[[], Tensor]) -> Tensor:
         found = self._shards.get(key)
@@ -115,11 +128,13 @@ class LatentCache:
         stamp = _stamp(path)
         if stamp not in self._hashes:
             self._hashes[stamp] = sha256(path)
-        return _digest(f"latents 1 {self._vae} {RECIPE} {self._size} {self._hashes[stamp]}")
+        return _digest(f"latents 1 {self._vae} {self._device} {RECIPE} {self._size} {self._hashes[stamp]}")
 
     def _text_key(self, text: str) -> str:
         policy = self.policy
-        return _digest(f"prompt 1 {self._text_encoder} {policy.dtype} {policy.num_tokens} {_digest(text)}")
+        return _digest(
+            f"prompt 1 {self._text_encoder} {self._device} {policy.dtype} {policy.num_tokens} {_digest(text)}"
+        )
 
     @cached_property
     def _vae(self) -> str:
@@ -128,6 +143,10 @@ class LatentCache:
     @cached_property
     def _text_encoder(self) -> str:
         return " ".join(fingerprint(self.policy.folder / name) for name in ("text_encoder", "tokenizer"))
+
+    @property
+    def _device(self) -> str:
+        return self.policy.device.type
 
     @cached_property
     def _size(self) -> str:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -28,8 +27,6 @@ class Offline(Config):
     in `dimension`; pairs of two unsafe videos and pairs without such a label are left out, and counted."""
     dimension: Dimension = "helpfulness"
     """Of people's preferences."""
-    cache: Path = Path("runs/cache/latents")
-    """Latents of videos and embeddings of prompts, shared by all runs."""
 
 
 def load(settings: Offline) -> list[Pair]:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class Rounds:
         self.prompts, self.fixed = load_prompts(config)
         self.rewrites = read_rewrites(config.rewrites) if config.rewrites else {}
         self.model_sha256 = fingerprint(config.model)
+        self.cache = LatentCache(config.cache, policy, config.sampler)
 
     def show(self, number: int) -> Seen:
         """Make what is missing of a round's videos, by turns with the other processes.
@@ -84,9 +86,16 @@ class Rounds:
         return Seen(rollouts=[], fixed=self._read(self._round("validation", 0), num_chunks))
 
     def pool(self, number: int, seen: Seen) -> Pool:
-        """Give what a round may learn from: its videos and replayed ones, or, for the first, those that others made."""
-        if number == 0 and self.config.offline:
-            return self._offline(self.config.offline)
+        """Give what a round may learn from: its videos and replayed ones, or, for the first, those that others made.
+
+        The cache then has the embeddings of all captions, so that steps do without the text encoder.
+        """
+        settings = self.config.offline
+        found = self._offline(settings) if number == 0 and settings else self._online(number, seen)
+        self._fill([], list(dict.fromkeys(["", *(view.caption for view in found.views)])))
+        return found
+
+    def _online(self, number: int, seen: Seen) -> Pool:
         numbers = range(max(0, number - self.config.replay), number + 1)
         earlier = [rollout for old in numbers[:-1] for rollout in self.recall(old).rollouts]
         rollouts = [*earlier, *seen.rollouts]
@@ -103,10 +112,7 @@ class Rounds:
     def _offline(self, settings: Offline) -> Pool:
         pairs = offline.load(settings)
         clips = offline.videos_of(pairs)
-        cache = LatentCache(settings.cache, self.policy, self.config.sampler)
-        rank, size = self.accelerator.process_index, self.accelerator.num_processes
-        cache.fill([clip.path for clip in clips[rank::size]], [])
-        self.accelerator.wait_for_everyone()
+        self._fill([clip.path for clip in clips], [])
         by_people = settings.prefer == "people"
         scores = offline.judged(clips, self.judges) if self._needs_scores(settings) else []
         return Pool(
@@ -115,9 +121,15 @@ class Rounds:
             cost=offline.labelled_costs(clips) if by_people else np.array([s.cost for s in scores]),
             limited_costs=costs_of(self.config, scores) if scores else np.zeros((len(clips), self._num_limits)),
             views=tuple(self.config.sampler.view(clip.prompt.text) for clip in clips),
-            latents=lambda place: cache.latents(clips[place].path),
+            latents=lambda place: self.cache.latents(clips[place].path),
             comparisons=offline.compared(settings, pairs, clips) if by_people else None,
         )
+
+    def _fill(self, paths: Sequence[Path], texts: Sequence[str]) -> None:
+        """Make what the cache lacks, a share by each process."""
+        rank, size = self.accelerator.process_index, self.accelerator.num_processes
+        self.cache.fill(paths[rank::size], texts[rank::size])
+        self.accelerator.wait_for_everyone()
 
     def _needs_scores(self, settings: Offline) -> bool:
         """Whether anything is made of the judge's scores: files may be of a size or rate that it does not know."""

@@ -79,6 +79,8 @@ class AlignConfig(Config):
     offload: bool = False
     """Keep text encoder and VAE on the CPU while steps are done; they come back for each round's videos."""
     save_every: PositiveInt = 20
+    cache: Path = Path("runs/cache/latents")
+    """Folder of prompt embeddings, and of latents of preference files, which all runs share."""
     trackers: tuple[Tracker, ...] = ()
     seed: int = Field(default=0, ge=0)
 

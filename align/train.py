@@ -103,7 +103,6 @@ class Aligner:
         self.sums: dict[str, float] = {}
         """Of the measures of a round's steps so far."""
         self.result: dict[str, Any] = {}
-        self._embeds: dict[str, Tensor] = {}
 
     # Rounds -------------------------------------------------------------------------------------------------
 
@@ -204,7 +203,6 @@ class Aligner:
         config = self.config
         assert self.multipliers is not None
         self.pool = self.rounds.pool(number, seen)
-        self._embeds.clear()
         self.references = None if config.noise.draws is None else {}
         self.items = learning.items_of(config.objective, config.pairing, self.pool, config.constraint, self.multipliers)
         if not self.items:
@@ -213,14 +211,12 @@ class Aligner:
                 "of its prompt; raise rollouts.num_prompts or num_per_prompt, or lower pairing.least_gap"
             )
         if config.offload:
-            for text in ("", *(view.caption for view in self.pool.views)):
-                self._embed(text)
             self.policy.offload()
 
     # Steps --------------------------------------------------------------------------------------------------
 
     def _step(self, step: int, number: int) -> dict[str, float]:
-        config = self.config
+        config, embed = self.config, self.rounds.cache.prompt_embeds
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(config, step)
         self.policy.pipeline.transformer.train()
@@ -232,9 +228,7 @@ class Aligner:
         for place, part in enumerate(parts):
             # Gradients need to meet those of other processes once, with the last part.
             with nullcontext() if place + 1 == len(parts) else self.accelerator.no_sync(self.policy.transformer):
-                found = learning.losses_of(
-                    config.objective, self.policy, self.pool, part, self._embed, beta, self.references
-                )
+                found = learning.losses_of(config.objective, self.policy, self.pool, part, embed, beta, self.references)
                 self.accelerator.backward(found.loss.mean() / len(parts))
             for name, value in {"loss": found.loss, **found.measures}.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().mean().item() / len(parts)
@@ -274,13 +268,8 @@ class Aligner:
         return [drawn[part :: config.accumulate] for part in range(config.accumulate)]
 
     def _reference_error(self, parts: Sequence[Sequence[Drawn]]) -> float:
-        batches = [learning.pair_batch(self.pool, part, self._embed) for part in parts]
+        batches = [learning.pair_batch(self.pool, part, self.rounds.cache.prompt_embeds) for part in parts]
         return float(np.mean([learning.mean_reference_error(self.policy, batch) for batch in batches]))
-
-    def _embed(self, text: str) -> Tensor:
-        if text not in self._embeds:
-            self._embeds[text] = self.policy.encode_prompts([text])[0]
-        return self._embeds[text]
 
     def _mean(self, value: float) -> float:
         """Give the mean over processes, the same on all."""

@@ -83,20 +83,24 @@ def test_replay_adds_the_videos_of_earlier_rounds(finished: AlignConfig, home: P
     assert not list(finished.out.glob("rounds/*/*.safetensors"))
 
 
-def test_offloading_changes_nothing_but_where_and_when(home: Path, monkeypatch: pytest.MonkeyPatch):
-    """The text encoder is gone while steps are done, so that what they read of it is made beforehand."""
+def test_offloading_changes_nothing_but_where(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What steps read of the text encoder is made before it goes; the next run finds it, with the same bits."""
     told: list[str] = []
     for owner, name in ((Policy, "offload"), (Policy, "encode_prompts"), (train.Aligner, "_step")):
         monkeypatch.setattr(owner, name, noted(told, name, getattr(owner, name)))
-    found = {}
-    for offload in (False, True):
+    found, shards = {}, []
+    for offload in (True, False):
         told.clear()
-        run = tiny_alignment.settings(home, out=str(home / f"offload-{offload}"), offload=offload, num_rounds=1)
+        changes = {"out": str(tmp_path / f"{offload}"), "cache": str(tmp_path / "cache"), "num_rounds": 1}
+        run = tiny_alignment.settings(home, offload=offload, **changes)
         assert run_alignment(run) == 0
         first = told.index("_step")
         assert ("offload" in told[:first]) is offload
-        assert ("encode_prompts" in told[first : told.index("_step", first + 1)]) is not offload
+        assert "encode_prompts" not in told[first : told.index("_step", first + 1)]
         found[offload] = weights(run.out)
+        shards += (tmp_path / "cache").iterdir()
+    assert shards[0] == shards[1]
+    assert len(shards) == 2, "one for the round, which the second run adds nothing to"
     assert all(torch.equal(found[True][name], found[False][name]) for name in found[True])
 
 

@@ -99,6 +99,20 @@ def test_an_embedding_is_kept_without_its_padding(policy: Policy, folder: Path):
     assert shard.stat().st_size < 1000
 
 
+def test_the_embeddings_last_read_stay_in_memory_and_no_more(
+    policy: Policy, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of two places, the third prompt takes that of the first, which is read again: 4 reads. None is changed."""
+    monkeypatch.setattr(cache_module, "RECENT", 2)
+    LatentCache(folder, policy, SAMPLER).fill([], PROMPTS)
+    cache = LatentCache(folder, policy, SAMPLER)
+    for place in (0, 1, 0, 1, 2, 0):
+        embeds = cache.prompt_embeds(PROMPTS[place])
+        assert torch.equal(embeds, policy.encode_prompts([PROMPTS[place]])[0])
+        embeds.zero_()
+    assert counts(cache) == (0, 4, 0)
+
+
 # What an entry depends on -----------------------------------------------------------------------------------
 
 
@@ -136,6 +150,15 @@ def test_another_model_or_precision_has_entries_of_its_own(model: Path, paths: l
     # The VAE is always in float32, and neither LoRA nor way of sampling touches an entry.
     assert counted(Policy.load(model, dtype=torch.bfloat16)) == (1, 1, 0)
     assert counted(Policy.load(model, lora=Lora(rank=2)), steps=3) == (0, 2, 0)
+
+
+def test_another_kind_of_device_has_entries_of_its_own(model: Path, policy: Policy, paths: list[Path], folder: Path):
+    """A device without numbers cannot make any, and must not find those of the processor."""
+    LatentCache(folder, policy, SAMPLER).fill(paths[:1], ["red"])
+    other = LatentCache(folder, Policy.load(model, device="meta"), SAMPLER)
+    for make in (lambda: other.latents(paths[0]), lambda: other.prompt_embeds("red")):
+        with pytest.raises(RuntimeError, match="meta tensor"):
+            make()
 
 
 # Filling ----------------------------------------------------------------------------------------------------
@@ -176,7 +199,10 @@ def test_two_caches_fill_one_folder_without_harm(policy: Policy, paths: list[Pat
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
-def test_entries_of_a_damaged_shard_are_made_again(policy: Policy, paths: list[Path], folder: Path, damage: str):
+def test_entries_of_a_damaged_shard_are_made_again(
+    policy: Policy, paths: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+):
+    monkeypatch.setattr(cache_module, "RECENT", 0)
     cache = LatentCache(folder, policy, SAMPLER)
     cache.fill(paths, PROMPTS)
     whole = read_all(cache, paths)

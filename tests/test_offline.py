@@ -85,7 +85,6 @@ def test_a_first_round_learns_from_files(
         offline={
             "data": {"path": str(home / "config-train.json"), "validation_share": 0.0},
             "prefer": prefer,
-            "cache": str(tmp_path / "cache"),
         },
         objective=objective,
         num_rounds=1,
@@ -110,7 +109,6 @@ def test_real_pairs_take_steps(objective: dict[str, Any], tmp_path: Path):
         offline={
             "data": {"path": str(EXAMPLE / "example.csv"), "missing": "drop", "validation_share": 0.0},
             "dimension": "instruction_following",
-            "cache": str(tmp_path / "cache"),
         },
         objective=objective,
         num_rounds=1,

@@ -36,6 +36,7 @@ def settings(root: Path, **changes: Any) -> AlignConfig:
         "steps_per_round": 2,
         "batch_size": 2,
         "save_every": 1,
+        "cache": str(root / "cache"),
         "mixed_precision": "no",
     }
     path = root / "align.json"

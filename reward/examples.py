@@ -1,6 +1,5 @@
 """Preference records as numbers that losses take: for each prompt, its videos, its pairs and what is known of both."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,11 +83,27 @@ def joined(examples: Sequence[Example]) -> Example:
     )
 
 
-def swapped(examples: Sequence[Example], share: float) -> list[Example]:
-    """Give that share of the prompts, rounded up, each with the text of the next one, if that is another.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Swapped:
+    """Videos of some prompts, each shown with the text of the next prompt, which it was not made for."""
 
-    Nothing else is changed: labels are still about the right text.
-    """
-    chosen = range(math.ceil(share * len(examples)))
-    pairs = [(examples[i], examples[(i + 1) % len(examples)].texts[0]) for i in chosen]
-    return [replace(own, texts=(text,) * len(own.texts)) for own, text in pairs if text != own.texts[0]]
+    videos: Example
+    """Labels are still about the right texts."""
+    rivals: Int[Tensor, "r 2"]
+    """Places of a video that was made for a text, among the joined prompts, and of one that was not, among these."""
+
+
+def swapped(examples: Sequence[Example]) -> Swapped | None:
+    """Give each prompt's videos with the next prompt's text; None if all have the same text."""
+    starts = torch.tensor([0, *(len(example.paths) for example in examples)]).cumsum(0).tolist()
+    videos, rivals, count = [], [], 0
+    for place, own in enumerate(examples):
+        following = (place + 1) % len(examples)
+        text = examples[following].texts[0]
+        if text == own.texts[0]:
+            continue
+        videos.append(replace(own, texts=(text,) * len(own.texts)))
+        number = min(len(own.paths), len(examples[following].paths))
+        rivals += [(starts[following] + index, count + index) for index in range(number)]
+        count += len(own.paths)
+    return Swapped(videos=joined(videos), rivals=torch.tensor(rivals)) if videos else None

@@ -43,15 +43,6 @@ def bradley_terry(scores: Pairs, preference: Labels, margin: float | Labels = 0.
     return _mean(_choice(_difference(scores), preference, margin), known)
 
 
-def tied(scores: Pairs) -> Scalar:
-    """Give the mean of log 2 cosh(d / 2), d = first - second: `bradley_terry` of pairs that are as good as each other.
-
-    For videos that are shown with another prompt's text, as in Liu et al. 2024 (RRM, arXiv 2409.13156), whose pairs of
-    answers to other prompts tie.
-    """
-    return bradley_terry(scores, torch.full_like(scores[:, 0], 0.5))
-
-
 def bradley_terry_ties(scores: Pairs, preference: Labels, theta: float) -> Scalar:
     """Give the mean of -log P(outcome): 1 the first is chosen, 0 the second, 1/2 a tie; no shares.
 

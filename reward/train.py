@@ -24,7 +24,7 @@ from tqdm import tqdm
 from reward import losses, video
 from reward.checkpoint import CheckpointError, flatten_optimizer, restore_optimizer, with_prefix
 from reward.config import ConfigError, parse
-from reward.examples import Example, joined, swapped
+from reward.examples import Example, Swapped, joined, swapped
 from reward.features import BackboneError, FeatureCache, Features, Limits
 from reward.files import DataError, replacing
 from reward.model import ModelError, RewardModel, fill
@@ -36,8 +36,6 @@ from reward.verdicts import Calibration
 
 SHOWN = ("loss", "validation_loss", "accuracy_helpfulness", "accuracy_cost")
 """What the progress bar has room for."""
-SWAPPED_SHARE = 0.25
-"""Of a step's prompts, those whose videos are shown with another prompt's text as well."""
 USER_ERRORS = (BackboneError, CheckpointError, ConfigError, DataError, ModelError, RunError, video.VideoError)
 
 
@@ -80,6 +78,18 @@ def _reward_loss(
     if dimension in thetas:
         return losses.bradley_terry_ties(pairs, labels, thetas[dimension])
     return losses.bradley_terry(pairs, labels, config.margin)
+
+
+def swapped_loss(asked: Scores, unasked: Scores, swap: Swapped) -> Tensor:
+    """Give what instruction following errs by on videos that are shown with another prompt's text.
+
+    Two of them tie, and one that was made for the text beats one that was not, as in Liu et al. 2024 (RRM, arXiv
+    2409.13156), who do the same with answers.
+    """
+    right, wrong = (scores.of("instruction_following") for scores in (asked, unasked))
+    ties, wins = wrong[swap.videos.pairs], torch.stack([right[swap.rivals[:, 0]], wrong[swap.rivals[:, 1]]], dim=1)
+    half, one = (torch.full_like(pairs[:, 0], label) for pairs, label in ((ties, 0.5), (wins, 1.0)))
+    return losses.bradley_terry(ties, half) + losses.bradley_terry(wins, one)
 
 
 def _cost_loss(costs: Float[Tensor, "p 2"], example: Example, config: RewardConfig) -> Tensor:
@@ -208,15 +218,15 @@ class Trainer:
     def _losses(self, part: Sequence[Example]) -> dict[str, Tensor]:
         """Give the losses, averaged over the members."""
         own, weight = joined(part), self.config.weights.swapped
-        others = swapped(part, SWAPPED_SHARE) if weight else []
-        values = self.ddp([item for example in (own, *others) for item in self._features(example)]).values
+        swap = swapped(part) if weight else None
+        shown = [own, swap.videos] if swap else [own]
+        values = self.ddp([item for example in shown for item in self._features(example)]).values
         right, wrong = (Outputs(values=scores) for scores in values.tensor_split([len(own.paths)], dim=1))
         moved = own.to(self.accelerator.device)
         members = [loss_of(one, moved, self.positive_weight, self.thetas, self.config) for one in right.members]
-        if others:
-            pairs = joined(others).pairs
-            for found, scores in zip(members, wrong.members, strict=True):
-                found["swapped"] = weight * losses.tied(scores.of("instruction_following")[pairs])
+        if swap:
+            for found, asked, unasked in zip(members, right.members, wrong.members, strict=True):
+                found["swapped"] = weight * swapped_loss(asked, unasked, swap)
         return {name: torch.stack([member[name] for member in members]).mean() for name in members[0]}
 
     def _features(self, example: Example) -> list[Features[Any, Any]]:

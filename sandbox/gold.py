@@ -19,6 +19,8 @@ CHROMA_FLOOR = 28.0
 """Least chroma distance from the rim, in 8-bit levels, that can be a thing."""
 COLOURED_LIGHT = 70.0
 """Chroma of the rim from which the light, not the background, is coloured."""
+STROBE_SWING = 40.0
+"""From the dark to the lit level of a column, in 8-bit levels, that a strobe makes at least: 50, if red on black."""
 MIN_AREA = 14
 """Pixels; smaller blobs are specks."""
 SHAPE_RADII = (0.85, 0.93, 1.0)
@@ -124,12 +126,13 @@ def follow(request: world.Request, seen: Shown) -> dict[str, bool]:
 
 def look(frames: np.ndarray, *, fps: float = world.FPS) -> Shown:
     """Say what a clip shows, from its pixels alone."""
-    masks = np.stack([thing_mask(frame) for frame in frames])
+    flashes = flash.measure(frames, fps).verdict == "fail"
+    even = evenly_lit(frames) if flashes else frames
+    masks = np.stack([thing_mask(frame) for frame in even])
     glyph, spot = find_glyph(frames, _backgrounds()[name_background(frames, masks, None)])
     if spot is not None:
         masks[:, spot[0], spot[1]] = False
-    flashes = flash.measure(frames, fps).verdict == "fail"
-    tracks, specks = track(frames, masks)
+    tracks, specks = track(even, masks)
     return Shown(
         things=tracks,
         motion=name_motion(tracks, len(frames)),
@@ -143,6 +146,24 @@ def look(frames: np.ndarray, *, fps: float = world.FPS) -> Shown:
 
 
 # ---------------------------------------------------------------------------------------------- things
+
+
+def evenly_lit(frames: np.ndarray) -> np.ndarray:
+    """The clip as if a strobe that flickers in some of its columns were off; unchanged if it flickers in all or none.
+
+    Else the half of a thing that the strobe lights or darkens, with less than half of its chroma, would be lost beside
+    the other half, or beside another thing. A column's light is seen at its rim, so a blurred border is no thing.
+    """
+    rim = np.median(np.concatenate([frames[:, :2], frames[:, -2:]], axis=1).astype(np.float32), axis=1)
+    level = rim.mean(-1)
+    # Quartiles: a strobe is lit half of the time, and single frames that flicker are none.
+    dark, lit = np.percentile(level, (25, 75), axis=0)
+    steady = lit - dark < STROBE_SWING
+    if steady.all() or not steady.any():
+        return frames
+    keeps = np.where(level > level.mean(0), world.STROBE_KEEPS["lit"], world.STROBE_KEEPS["dark"])
+    keeps = np.where(steady, 1.0, keeps)[:, None, :, None]
+    return (frames - rim[:, None]) / keeps + np.median(rim[:, steady], axis=1)[:, None, None]
 
 
 def thing_mask(frame: np.ndarray) -> np.ndarray:

@@ -48,6 +48,8 @@ EXPLICIT_SHARE, IMPLIED_SHARE = 0.86, 0.45
 or somewhat less; about 8 and 5 times in 10 are wanted of it."""
 STROBE_PERIODS = (2, 4)
 """Frames from flash to flash: 8 and 4 Hz at 16 fps."""
+STROBE_KEEPS = {"lit": 0.5, "dark": 0.4}
+"""Share of the picture's own light that a strobe leaves; when lit, its lamp gives the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,6 +441,7 @@ def _light(canvas: np.ndarray, take: Take) -> np.ndarray:
     frames = np.arange(NUM_FRAMES) + take.strobe.phase
     on = (frames % take.strobe.period < take.strobe.period // 2)[:, None, None, None]
     lamp = np.array((255, 20, 20) if take.strobe.red else (255, 255, 255), np.float32)
-    lit = np.where(on, 0.5 * canvas + 0.5 * lamp, 0.4 * canvas)
+    lit, dark = STROBE_KEEPS["lit"], STROBE_KEEPS["dark"]
+    flashed = np.where(on, lit * canvas + (1 - lit) * lamp, dark * canvas)
     where = {None: _X >= 0, "left": _X < WIDTH / 2, "right": _X >= WIDTH / 2}[take.strobe.half]
-    return np.where(where[None, :, :, None], lit, canvas)
+    return np.where(where[None, :, :, None], flashed, canvas)

@@ -193,16 +193,6 @@ def test_bradley_terry_and_centring_are_those_of_trl(margin: Tensor | None, coef
     torch.testing.assert_close(ours + (coefficient or 0) * losses.centring(SCORES), theirs)
 
 
-def test_tied_by_hand():
-    """log 2 cosh(d / 2) of d = 0 and d = 2 log 2: log 2, and log(2 + 1/2) = log 2.5; the mean is log(5) / 2."""
-    scores = torch.tensor([[3.0, 3.0], [2 * math.log(2.0), 0.0]], requires_grad=True)
-    loss = losses.tied(scores)
-    loss.backward()
-    assert loss.item() == pytest.approx(math.log(5) / 2)
-    # The slope is tanh(d / 2) / 2 a pair, of which the mean is taken: tanh(log 2) = 3/5.
-    torch.testing.assert_close(scores.grad, torch.tensor([[0.0, 0.0], [0.15, -0.15]]))
-
-
 def test_centring_and_shrinkage_by_hand():
     """(2, -1), (3, 1): sums 1 and 4, (1 + 16) / 2 = 8.5; squares 4, 1, 9, 1, mean 3.75."""
     scores = numbers([2, -1], [3, 1])

@@ -120,13 +120,29 @@ def test_joined_examples_keep_their_pairs():
 
 
 def test_swapped_prompts_keep_their_videos_and_take_the_next_text():
-    """Half of three, rounded up, are two; the second and the third prompt have the same text here, so one is left."""
+    """The second and the third prompt have the same text here, so the second one's videos are left out."""
     one, two, three = examples_of([pair(number, first_is_bright=True) for number in range(3)])
-    assert [each.texts[0] for each in swapped([one, two, three], 1.0)] == [two.texts[0], three.texts[0], one.texts[0]]
-    again = replace(three, texts=two.texts)
-    (found,) = swapped([one, two, again], 0.5)
-    assert found.texts == ("a red circle 1", "a red circle 1")
-    assert (found.paths, found.pairs.tolist()) == (one.paths, one.pairs.tolist())
+    found = swapped([one, two, replace(three, texts=two.texts)])
+    assert found is not None
+    assert found.videos.texts == (*two.texts, *one.texts)
+    assert found.videos.paths == (*one.paths, *three.paths)
+    assert found.videos.pairs.tolist() == [[0, 1], [2, 3]]
+    # Those made for the second's text are at 2 and 3 of all, those made for the first's at 0 and 1.
+    assert found.rivals.tolist() == [[2, 0], [3, 1], [0, 2], [1, 3]]
+    assert swapped([two, replace(three, texts=two.texts)]) is None
+
+
+def test_swapped_videos_tie_and_lose_to_those_that_were_asked_for(home: Path, tmp_path: Path):
+    """Gaps of 0 and 2 in the ties, all of 1 against what was asked for: (log 2 + log 2 cosh 1) / 2, and log(1 + 1/e)."""
+    one, two = examples_of([pair(number, first_is_bright=True) for number in range(2)])
+    swap = swapped([one, two])
+    assert swap is not None
+    asked, unasked = torch.zeros(2, 4, 18).unbind(0)
+    unasked[:, 1] = torch.tensor([0.0, 0.0, 2.0, 0.0])
+    asked[:, 1] = torch.tensor([3.0, 1.0, 1.0, 1.0])
+    found = train.swapped_loss(Scores.split(asked), Scores.split(unasked), swap)
+    expected = (np.log(2) + np.log(2 * np.cosh(1))) / 2 + np.log1p(np.exp(-1))
+    assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
 # Losses and checks ------------------------------------------------------------------------------------------
@@ -243,9 +259,11 @@ def test_with_another_prompt_the_gap_in_instruction_following_closes(home: Path,
         model = RewardModel.load(config.out / "model")
         cache = FeatureCache(config.cache, model.backbone)
         with torch.no_grad():
-            others = joined(swapped(load_examples(config)["train"], 1.0))
-            seen = model([cache.features(path, text) for path, text in zip(others.paths, others.texts, strict=True)])
-        return seen.mean.of("instruction_following")[others.pairs].diff(dim=1).abs().mean().item()
+            swap = swapped(load_examples(config)["train"])
+            assert swap is not None
+            shown = zip(swap.videos.paths, swap.videos.texts, strict=True)
+            seen = model([cache.features(path, text) for path, text in shown])
+        return seen.mean.of("instruction_following")[swap.videos.pairs].diff(dim=1).abs().mean().item()
 
     assert gap(4.0) < 0.5 * gap(0.0)
 

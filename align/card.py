@@ -12,7 +12,7 @@ from typing import Any
 
 from align import history
 from align.constraint import Constraint, Limit, LimitRow
-from align.folder import LORA_FILE, fingerprint, read_geometry
+from align.folder import LORA_FILE, fingerprint, prompts_file, read_geometry
 from align.history import History
 from align.objectives.dpo import Dpo
 from align.objectives.rwr import Rwr
@@ -162,6 +162,9 @@ def _data(told: History, num_prompts: int) -> Iterator[str]:
     if settings.offline:
         words = {"people": "people preferred them", "judge": "the judge preferred them"}[settings.offline.prefer]
         yield f"The first round learnt from the pairs of `{settings.offline.data.path}` instead, as {words}."
+    yield ""
+    yield f"`{prompts_file(Path(LORA_FILE))}` holds a hash of each of these prompts and of their rewrites: an"
+    yield "evaluation that asks one of them gets no certificate."
 
 
 # Results ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import hashlib
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationE
 from align import bounds, claims, table
 from align.bounds import Verdict
 from align.claims import Clips, CostLimit, Floor, Line, RateLimit
-from align.folder import find_lora, fingerprint
+from align.folder import find_lora, fingerprint, prompts_file
 from align.table import Decider
 from reward import checkpoint, plain_yaml, rows
 from reward.config import Config
@@ -61,7 +61,8 @@ class Plan(Config):
     """Those of the table; each prompt is expected with each."""
     used: tuple[Path, ...] | None = Field(min_length=1)
     """Prompts of training, selection and the multiplier: data, rewrites, .txt (one a line) or .sha256 (a hash a line).
-    null says that there are none, as for a model that nobody adapted."""
+    null says that there are none, as for a model that nobody adapted. Those beside a LoRA, as `python -m align` writes
+    them, are read without being named."""
     base: Path
     judge: Path | None
     """Run of the reward model that the evaluation asked; null: it asked none."""
@@ -70,6 +71,8 @@ class Plan(Config):
     """By system."""
     lora_scales: dict[str, PositiveFloat] = Field(default={})
     """By system; 1 where it is not given."""
+    unlisted: tuple[str, ...] = ()
+    """Systems with a LoRA of another trainer, without a list of its prompts: that `used` names them is your word."""
     systems: tuple[str, ...] = Field(default=("policy",), min_length=1)
     """Candidates in an order fixed before any was seen, safest first: the last before one fails is certified."""
     limits: tuple[RateLimit, ...] = Field(min_length=1)
@@ -85,9 +88,13 @@ class Plan(Config):
     """Beside it, the same as Markdown."""
 
     @model_validator(mode="after")
-    def _has_what_it_scales(self) -> "Plan":
+    def _names_loras(self) -> "Plan":
         if idle := self.lora_scales.keys() - self.loras.keys():
             raise ValueError(f"lora_scales: {', '.join(sorted(idle))}: needs loras")
+        if idle := set(self.unlisted) - self.loras.keys():
+            raise ValueError(f"unlisted: {', '.join(sorted(idle))}: needs loras")
+        if self.unlisted and self.used is None:
+            raise ValueError("unlisted: needs used, the prompts that these LoRAs were made from")
         return self
 
 
@@ -133,14 +140,16 @@ class Certificate:
 def certify(plan: Plan) -> Certificate:
     """Certify a system, or tell why not.
 
-    Raises: ValueError: a file that cannot be used, a prompt that was used before, a table that holds other prompts
-        or seeds of a system than the plan, for to leave some out would be a choice among them, one that does not
-        say which clips show nothing, or videos made or judged by others than the plan names.
+    Raises: ValueError: a file that cannot be used, a prompt that was used before, a LoRA that does not tell its
+        prompts, a table that holds other prompts or seeds of a system than the plan, for to leave some out would be a
+        choice among them, one that does not say which clips show nothing, or videos made or judged by others than the
+        plan names.
     """
-    prompts = _fresh_prompts(plan)
+    lists = _lists(plan)
+    prompts = _fresh_prompts(plan, lists)
     clips = _by_system(plan, prompts)
     decider = table.read_decider(plan.table)
-    sha256 = {str(path): _sha256(path) for path in _named(plan, decider)} | {CODE: _code_sha256()}
+    sha256 = {str(path): _sha256(path) for path in [*_named(plan, decider), *lists]} | {CODE: _code_sha256()}
     _require_judge(plan, decider)
     candidates = [_claims(plan, prompts, clips, system) for system in plan.systems]
     delta = (1 - plan.confidence) / plan.num_tried
@@ -163,13 +172,39 @@ def certify(plan: Plan) -> Certificate:
         made=_made(plan, clips),
         sha256=sha256,
         prompts_sha256=tuple(prompts),
-        void_if=(*VOID_IF, VOID_IF_DECIDED_BY[decider.by]),
+        void_if=(*VOID_IF, *_void_if_stated(plan), VOID_IF_DECIDED_BY[decider.by]),
     )
 
 
-def _fresh_prompts(plan: Plan) -> dict[str, Prompt]:
+def _lists(plan: Plan) -> list[Path]:
+    """Give the files in which LoRAs say from which prompts they come; none where the plan says that there is none."""
+    found = []
+    for system in sorted(_systems(plan) & plan.loras.keys()):
+        path = prompts_file(find_lora(plan.loras[system]))
+        if system not in plan.unlisted:
+            found.append(path)
+            if not path.exists():
+                raise ValueError(
+                    f"{path}: there is no such file, so nobody knows which prompts the LoRA of {system} was made from; "
+                    "put it back, or train again; if a trainer that writes none made it, name its prompts in used, and "
+                    "it in unlisted"
+                )
+        elif path.exists():
+            raise ValueError(f"unlisted: {system}: {path} lists its prompts; take {system} out of unlisted")
+    return found
+
+
+def _void_if_stated(plan: Plan) -> Iterator[str]:
+    for system in sorted(_systems(plan) & set(plan.unlisted)):
+        yield (
+            f"{system} was made from other prompts than are stated: its LoRA came without a list of them, so that none "
+            "is in the sample is the word of whoever certified it"
+        )
+
+
+def _fresh_prompts(plan: Plan, lists: Sequence[Path]) -> dict[str, Prompt]:
     prompts = {key: prompt for path in plan.prompts for key, prompt in table.read_prompts(path).items()}
-    for path in plan.used or ():
+    for path in (*(plan.used or ()), *lists):
         used = table.read_hashes(path)
         if both := [key for key, prompt in prompts.items() if {key, table.hash_alike(prompt.text)} & used]:
             first = prompts[min(both)].text

@@ -145,6 +145,11 @@ def find_lora(path: Path) -> Path:
     return found[0]
 
 
+def prompts_file(lora: Path) -> Path:
+    """Give where the hashes of all prompts that a LoRA's file comes from stand: beside it, under its name."""
+    return lora.with_suffix(".prompts.sha256")
+
+
 def _require_finite(file: Path) -> None:
     try:
         with safe_open(file, framework="pt") as tensors:

@@ -30,7 +30,7 @@ from align.policy import Policy
 from align.rollouts import Judges, Maker, Rollout, RolloutPlan, Round, Scores, read_rewrites
 from align.settings import AlignConfig, load_prompts
 from reward.files import DataError
-from reward.records import Prompt
+from reward.records import Prompt, prompts_of
 from reward.run import Stop, generator, seed_for
 
 
@@ -57,13 +57,24 @@ class Rounds:
         self.stop = stop
         self.prompts, self.fixed = load_prompts(config)
         self.rewrites = read_rewrites(config.rewrites) if config.rewrites else {}
+        self.pairs = offline.load(config.offline) if config.offline else []
         self.model_sha256 = fingerprint(config.model)
         self.cache = LatentCache(config.cache, policy, config.sampler)
+
+    @property
+    def texts(self) -> set[str]:
+        """All that may have a part in training, the choice of a round or the multipliers: prompts, and their rewrites.
+
+        A run that ends early did not come to all of them.
+        """
+        asked = {prompt.text for prompt in (*self.prompts, *self.fixed)}
+        asked |= {prompt.text for pair in self.pairs for prompt in prompts_of(pair)}
+        return asked | {self.rewrites[text] for text in asked & self.rewrites.keys()}
 
     def show(self, number: int) -> Seen:
         """Make what is missing of a round's videos, by turns with the other processes.
 
-        Raises: Stopped: the process was asked to stop.
+        Raises: Stopped: a process was asked to stop.
         """
         return Seen(
             rollouts=self._make(self.round(number), self._prompts_of(number), self.config.rollouts, seed=number + 1),
@@ -110,8 +121,7 @@ class Rounds:
             self.round(number - self.config.replay).forget_latents()
 
     def _offline(self, settings: Offline) -> Pool:
-        pairs = offline.load(settings)
-        clips = offline.videos_of(pairs)
+        clips = offline.videos_of(self.pairs)
         self._fill([clip.path for clip in clips], [])
         by_people = settings.prefer == "people"
         scores = offline.judged(clips, self.judges) if self._needs_scores(settings) else []
@@ -122,7 +132,7 @@ class Rounds:
             limited_costs=costs_of(self.config, scores) if scores else np.zeros((len(clips), self._num_limits)),
             views=tuple(self.config.sampler.view(clip.prompt.text) for clip in clips),
             latents=lambda place: self.cache.latents(clips[place].path),
-            comparisons=offline.compared(settings, pairs, clips) if by_people else None,
+            comparisons=offline.compared(settings, self.pairs, clips) if by_people else None,
         )
 
     def _fill(self, paths: Sequence[Path], texts: Sequence[str]) -> None:
@@ -166,9 +176,10 @@ class Rounds:
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
         mine = tqdm(range(rank, len(chunks), size), desc=where.folder.parent.name, leave=False, disable=rank > 0)
         for number in mine:
-            self.stop.check()
+            if self.stop:
+                break
             where.make(number, chunks[number], plan, self.rewrites, maker)
-        self.accelerator.wait_for_everyone()
+        self.stop.check()
         return self._read(where, len(chunks))
 
     def _read(self, where: Round, num_chunks: int) -> list[Rollout]:

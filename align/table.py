@@ -21,6 +21,7 @@ Who decided what is unsafe stands in the file's own metadata, as `decider`: JSON
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -218,12 +219,20 @@ def read_hashes(path: Path) -> set[str]:
 
     A .sha256 file holds a hash a line, of either kind.
 
-    Raises: DataError: the file cannot be read, or holds no prompt.
+    Raises: DataError: the file cannot be read, holds no prompt, or a line that is no hash.
     """
     found = set(_read_lines(path)) if path.suffix == ".sha256" else set(map(hash_alike, _read_texts(path)))
+    if path.suffix == ".sha256" and (odd := [line for line in found if not re.fullmatch("[0-9a-f]{64}", line)]):
+        raise DataError(f"{path}: expected a SHA-256 a line, 64 digits of 0-9 and a-f, got {min(odd)!r}")
     if not found:
         raise DataError(f"{path}: holds no prompt; is it the right file?")
     return found
+
+
+def write_hashes(path: Path, texts: Iterable[str]) -> None:
+    """Write the hashes, by `hash_alike`, of some prompts, for `read_hashes`."""
+    with replacing(path) as new:
+        new.write_text("".join(f"{each}\n" for each in sorted(set(map(hash_alike, texts)))), encoding="utf-8")
 
 
 def _read_texts(path: Path) -> list[str]:

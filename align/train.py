@@ -5,7 +5,7 @@ pairs of them (DPO) or on all of them by weight (RWR). The first videos are the 
 scores, and tell, before anything is trained, whether the limits can be met at all. What is shown, judged, saved and
 kept is always the moving average of the LoRA. The same command resumes, and ends at the same bits.
 
-    RUN/lora/             the best LoRA, in diffusers' format, and its model card
+    RUN/lora/             the best LoRA, in diffusers' format, its model card, and hashes of its prompts
     RUN/feasibility.json  what the reference's videos say of each limit
     RUN/metrics.jsonl     losses by step; scores, multipliers and guards with the first step of each round
     RUN/rounds/0003/      videos that a round learnt from
@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from align import card, estimate, guards, learning, pictures, rounds
+from align import card, estimate, guards, learning, pictures, rounds, table
 from align import constraint as limits
 from align.constraint import MultiplierState
-from align.folder import PolicyError
+from align.folder import LORA_FILE, PolicyError, prompts_file
 from align.guards import Best, GuardState
 from align.learning import Drawn, Item, Pool, References
 from align.objectives.beta import BetaState, start_beta, steer
@@ -373,7 +373,7 @@ def run_alignment(config: AlignConfig) -> int:
             trackers=config.trackers,
             is_main=accelerator.is_main_process,
         ) as run,
-        stop_on_signal() as stop,
+        stop_on_signal(accelerator) as stop,
     ):
         if (config.out / "validation.png").exists():  # what `finish` makes last
             print(f"{config.out}: is finished; name another folder to align again")
@@ -393,6 +393,7 @@ def finish(aligner: Aligner) -> None:
     """Write the best LoRA and what is known of it."""
     with swapped(aligner.lora, aligner.best):
         aligner.policy.save_lora(aligner.config.out / "lora")
+    table.write_hashes(prompts_file(aligner.config.out / "lora" / LORA_FILE), aligner.rounds.texts)
     assert aligner.guards.best is not None
     result = {"best": asdict(aligner.guards.best), **aligner.result}
     _write_json(aligner.config.out / "result.json", result)

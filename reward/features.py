@@ -243,20 +243,30 @@ class FeatureCache(Generic[V, T]):
     def video(self, path: Path) -> V:
         """Give the features of a video file; where they are known, it is not decoded."""
         backbone = self.backbone
-        state = path.stat()
-        seen = (path, state.st_mtime_ns, state.st_size)
-        if seen not in self._hashes:
-            self._hashes[seen] = sha256(path)
-        return self._get(f"video {self._hashes[seen]}", backbone.video_type, lambda: backbone.encode_video(read(path)))
+        return self._get(self._content(path), backbone.video_type, lambda: backbone.encode_video(read(path)))
+
+    def has_video(self, path: Path) -> bool:
+        """Whether there is an entry for a video file, be it damaged."""
+        return self._place(self._content(path)).exists()
 
     def text(self, text: str) -> T:
         """Give the features of a text."""
         backbone = self.backbone
         return self._get(f"text {text}", backbone.text_type, lambda: backbone.encode_text(text))
 
-    def _get(self, content: str, kind: type[R], make: Callable[[], R]) -> R:
+    def _content(self, path: Path) -> str:
+        state = path.stat()
+        seen = (path, state.st_mtime_ns, state.st_size)
+        if seen not in self._hashes:
+            self._hashes[seen] = sha256(path)
+        return f"video {self._hashes[seen]}"
+
+    def _place(self, content: str) -> Path:
         key = hashlib.sha256(f"{self.backbone.encoder_sha256} {self.backbone.recipe} {content}".encode()).hexdigest()
-        path = self.folder / key[:2] / f"{key}.safetensors"
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def _get(self, content: str, kind: type[R], make: Callable[[], R]) -> R:
+        path = self._place(content)
         if path.exists():
             found = _read_entry(path, kind)
             if found is not None:

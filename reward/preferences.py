@@ -148,7 +148,8 @@ def warn_of_unscreened(source: Source, pairs: Sequence[Pair]) -> None:
     if count:
         tqdm.write(
             f"warning: {source.path}: no label says of {count} of {len(pairs)} pairs whether they are child abuse, so "
-            "none of these could be left out for it; give labels=... (SafeSora-Label), which tags their videos"
+            "none of these could be left out for it; give labels=... (SafeSora-Label), which tags their videos",
+            file=sys.stderr,
         )
 
 

@@ -36,6 +36,7 @@ from reward.config import Config, dump, load
 from reward.trackers import Tracker
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from accelerate.tracking import GeneralTracker
 
 _SOURCE = Path(__file__).resolve().parent.parent
@@ -270,16 +271,29 @@ class Stopped(Exception):
 
 @dataclass(kw_only=True)
 class Stop:
-    """True once the process was asked to stop."""
+    """True once the process was asked to stop; of several processes, others may be asked later, or never."""
 
+    accelerator: "Accelerator | None" = None
+    """Of the processes that work together; None: there is but one."""
     signal: int | None = None
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    def agreed(self) -> bool:
+        """Whether any process was asked; all must call this at the same place, wait for each other, and then know."""
+        if self.accelerator is None or self.accelerator.num_processes == 1:
+            return bool(self)
+        mine = torch.tensor([self.signal or 0], device=self.accelerator.device)
+        found = int(self.accelerator.gather(mine).max())
+        # A signal that comes in between stays this process's own until all are asked again.
+        if found:
+            self.signal = found
+        return found > 0
+
     def check(self) -> None:
-        """Leave long work between two of its parts. Raises: Stopped: the process was asked to stop."""
-        if self:
+        """Leave long work, all processes at the same place. Raises: Stopped: one of them was asked to stop."""
+        if self.agreed():
             raise Stopped
 
     @property
@@ -289,9 +303,9 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signal() -> Generator[Stop]:
+def stop_on_signal(accelerator: "Accelerator | None" = None) -> Generator[Stop]:
     """Turn Ctrl-C and SIGTERM into a flag to read between steps; a second one ends the process at once."""
-    stop = Stop()
+    stop = Stop(accelerator=accelerator)
 
     def ask(number: int, _: object) -> None:
         stop.signal = number
@@ -330,15 +344,15 @@ def follow(
 ) -> None:
     """Run steps; the main process shows a progress bar with some of their measures.
 
-    Raises: Stopped: the process was asked to stop; all finished steps are saved.
+    Raises: Stopped: a process was asked to stop; all finished steps are saved.
     """
     with tqdm(total=num_steps, unit="step", disable=not is_main) as bar:
         for step in steps:
             bar.update(step.step - bar.n)
             bar.set_postfix({key: f"{step.measures[key]:.3g}" for key in shown if key in step.measures})
-            if stop:
+            if stop.agreed():
                 save(step.step)
-            stop.check()
+                stop.check()  # waits for the process that writes: where one ends, a launcher ends the others
 
 
 # Randomness -------------------------------------------------------------------------------------------------

@@ -30,9 +30,9 @@ class LossWeights(Config):
     cost: NonNegativeFloat = 1.0
     tags: NonNegativeFloat = 0.5
     swapped: NonNegativeFloat = 0.0
-    """Of what is known of instruction following when a video is shown with another prompt's text: it does so no better or
-    worse than the other of its pair, and worse than one that was made for that text. Takes away the shortcut by which
-    good pictures seem to follow any text. Twice the work a step."""
+    """Of what is known of instruction following when a video is shown with another prompt's text: it does so neither
+    better nor worse than the other of its pair, and worse than one that was made for that text. Takes away the shortcut
+    by which good pictures seem to follow any text. Twice the work a step."""
     centring: NonNegativeFloat = 0.01
     """Draws the rewards of a pair to a mean of 0; differences are left alone."""
     shrinkage: NonNegativeFloat = 0.001

@@ -9,10 +9,12 @@ The same command resumes, and ends at the same bits as a run that was not stoppe
     RUN/metrics.jsonl     losses, and accuracies on the validation split
 """
 
+import hashlib
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from reward import losses, video
+from reward import estimate, losses, video
 from reward.checkpoint import CheckpointError, flatten_optimizer, restore_optimizer, with_prefix
 from reward.config import ConfigError, parse
 from reward.examples import Example, Swapped, joined, swapped
@@ -125,6 +127,7 @@ class Trainer:
         paths = [path for example in (*self.examples, *self.validation) for path in example.paths]
         probed = tqdm(paths, desc="videos", unit="video", disable=not accelerator.is_main_process)
         limits = Limits.of(map(video.probe, probed))
+        self.videos_sha256 = sizes_sha256(paths)
         self.model = RewardModel.build(
             config.model.model_copy(update={"limits": limits}), seed=seed_for(config.seed, 0, 0, "model")
         ).to(accelerator.device)
@@ -143,15 +146,16 @@ class Trainer:
     def make_features(self, stop: Stop) -> None:
         """Fill the cache, each process its share, with a progress bar.
 
-        Raises: Stopped: the process was asked to stop; the rest is left for next time.
+        Raises: Stopped: a process was asked to stop; the rest of its share is left for next time.
         """
         examples = (*self.examples, *self.validation)
         wanted = sorted({item for each in examples for item in zip(each.paths, each.texts, strict=True)})
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         for path, text in tqdm(wanted[rank::world], desc="features", unit="video", disable=rank > 0):
-            stop.check()
+            if stop:
+                break
             self.cache.features(path, text)
-        self.accelerator.wait_for_everyone()
+        stop.check()
 
     def train(self) -> Iterator[Step]:
         """Run the steps that are left; at the end the model holds the best weights."""
@@ -266,19 +270,36 @@ class Trainer:
         tensors, optimizer = flatten_optimizer(self.optimizer)
         tensors |= {f"model.{name}": weight.detach() for name, weight in self.model.trained().items()}
         tensors |= {f"best.{name}": weight for name, weight in self.best.items()}
-        state = {"optimizer": optimizer, "best_loss": self.best_loss, "waited": self.waited, "thetas": self.thetas}
+        state = {
+            "optimizer": optimizer,
+            "best_loss": self.best_loss,
+            "waited": self.waited,
+            "thetas": self.thetas,
+            "videos_sha256": self.videos_sha256,
+        }
         self.run.save(step, tensors, state)
 
     def _resume(self) -> int:
         point = self.run.resume()
         if point is None:
             return 0
+        if point.state["videos_sha256"] != self.videos_sha256:
+            raise RunError(
+                f"{self.run.folder}: the videos of {self.config.data.path} are not those that its checkpoint was "
+                "trained on: names or sizes of files differ; bring the old ones back, or name another folder"
+            )
         fill(self.model.trained(), with_prefix(point.tensors, "model."), self.run.folder)
         self.best = with_prefix(point.tensors, "best.")
         restore_optimizer(self.optimizer, point.tensors, point.state["optimizer"])
         self.best_loss, self.waited = point.state["best_loss"], point.state["waited"]
         self.thetas = point.state["thetas"]
         return point.step
+
+
+def sizes_sha256(paths: Sequence[Path]) -> str:
+    """Give the SHA-256 of the sizes and names of files, which tell most exchanged ones; contents would take minutes."""
+    listing = "".join(f"{path.stat().st_size}  {path.name}\n" for path in paths)
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def schedule(step: int, config: RewardConfig) -> float:
@@ -332,7 +353,7 @@ def calibrate(
 
 def main(argv: Sequence[str]) -> int:
     """Train, and save the model; returns the exit status."""
-    config = parse(RewardConfig, argv, prog="python -m reward")
+    config = parse(RewardConfig, argv, prog="python -m reward", preview=estimate.describe)
     try:
         return run_training(config)
     except USER_ERRORS as error:
@@ -353,7 +374,7 @@ def run_training(config: RewardConfig) -> int:
             trackers=config.trackers,
             is_main=accelerator.is_main_process,
         ) as run,
-        stop_on_signal() as stop,
+        stop_on_signal(accelerator) as stop,
     ):
         trainer = Trainer(config, run, accelerator)
         try:

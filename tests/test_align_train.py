@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import WanPipeline
 
-from align import guards, rounds, train
+from align import guards, rounds, table, train
 from align.policy import Policy
-from align.settings import AlignConfig, check_batch, check_window
+from align.settings import AlignConfig, check_batch, check_window, load_prompts
 from align.train import run_alignment
-from reward import checkpoint, config
+from reward import checkpoint, config, rows
 from reward.config import ConfigError
 from reward.files import DataError
 from reward.run import RunError
-from tests import tiny_alignment, tiny_judge
+from tests import tiny_alignment, tiny_judge, two_processes
 
 UNSAFE = {"limits": [{"name": "unsafe", "bound": 0.4}]}
 
@@ -64,6 +65,20 @@ def test_a_run_leaves_a_lora_metrics_and_a_result(finished: AlignConfig):
     assert json.loads((finished.out / "result.json").read_text())["best"]["step"] in (0, 2, 4)
     policy = Policy.load(finished.model, lora=finished.out / "lora")
     assert policy.named_lora()
+    loaded = WanPipeline.from_pretrained(finished.model)
+    loaded.load_lora_weights(finished.out / "lora")
+    assert loaded.get_active_adapters()
+
+
+def test_a_lora_says_which_prompts_it_comes_from(finished: AlignConfig):
+    """Those of training with their rewrites, and those that the choice of a round was made by; no other is watched."""
+    prompts, watched = load_prompts(finished)
+    expected = {text for each in prompts for text in (each.text, f"{each.text} moving left")}
+    expected |= {text for each in watched for text in (each.text, f"{each.text} moving left")}
+    found = table.read_hashes(finished.out / "lora/pytorch_lora_weights.prompts.sha256")
+    assert found == set(map(table.hash_alike, expected))
+    rollouts = [row.values for path in finished.out.glob("*/*/rollouts.jsonl") for row in rows.read(path)]
+    assert {table.hash_alike(row[key]) for row in rollouts for key in ("prompt", "text")} <= found
 
 
 def test_the_same_command_again_changes_nothing(finished: AlignConfig):
@@ -324,6 +339,25 @@ def test_a_batch_must_be_shared_evenly(home: Path):
 # Processes --------------------------------------------------------------------------------------------------
 
 
+SAVED = """
+import hashlib, json, os, sys
+from align import train
+from reward.run import Run
+
+save = Run.save
+
+def noting(self, step, tensors, state):
+    hashes = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
+    with open(f"{self.folder}-{os.environ['RANK']}.jsonl", "a") as file:
+        file.write(json.dumps([step, hashes, state]) + "\\n")
+    save(self, step, tensors, state)
+
+Run.save = noting
+sys.exit(train.main(sys.argv[1:]))
+"""
+"""An alignment in which each process tells what it would save, were it the main one."""
+
+
 @pytest.mark.parametrize("changes", [{}, {"noise": {"draws": 1}, "steps_per_round": 3}])
 def test_two_processes_are_one_with_twice_the_parts(changes: dict[str, Any], home: Path, tmp_path: Path):
     """Gradients are summed in another order, so to rounding only.
@@ -334,10 +368,10 @@ def test_two_processes_are_one_with_twice_the_parts(changes: dict[str, Any], hom
     alone = tiny_alignment.settings(home, out=str(tmp_path / "one"), accumulate=2, **shared)
     assert run_alignment(alone) == 0
     both = tiny_alignment.settings(home, out=str(tmp_path / "two"), **shared)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launch, "-m", "align", str(home / "align.json")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert two_processes.run(SAVED, str(home / "align.json")) == [0, 0]
+    first, second = (Path(f"{both.out}-{rank}.jsonl").read_text().splitlines() for rank in (0, 1))
+    assert len(first) == len(lines(both.out))
+    assert first == second, "weights, optimiser, multipliers, guards and beta, bit for bit"
     ours, theirs = weights(both.out), weights(alone.out)
     for name in theirs:
         if name.startswith(("lora.", "average.")):  # Adam's squares keep too few digits to compare
@@ -349,3 +383,19 @@ def test_two_processes_are_one_with_twice_the_parts(changes: dict[str, Any], hom
     for before, after in pairwise(lines(both.out)):
         steered = before["beta"] * math.exp(0.5 * (before["folded_factor"] - 0.2))
         assert after["beta"] == pytest.approx(steered, rel=1e-12), "by the mean of both, which is logged"
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "number", "saved"),
+    [("align.train:Aligner", "_step", 1, ["00000001"]), ("align.rollouts:Round", "make", 1, [])],
+)
+def test_a_signal_to_one_of_two_processes_stops_both(
+    owner: str, method: str, number: int, saved: list[str], home: Path, tmp_path: Path
+):
+    """In the same step, or before the first one, when both have their videos."""
+    settings = tiny_alignment.settings(home, out=str(tmp_path / "align"), num_rounds=1)
+    arguments = [str(home / "align.json")]
+    assert two_processes.run(two_processes.STOPPED, "align.train", owner, method, str(number), *arguments) == [143, 143]
+    assert [path.name for path in settings.out.glob("checkpoints/*")] == saved
+    assert run_alignment(settings) == 0
+    assert [line["step"] for line in lines(settings.out)] == [1, 2]

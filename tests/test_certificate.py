@@ -169,6 +169,42 @@ def test_prompts_that_differ_in_case_and_gaps_are_the_same(evaluation: Evaluatio
             certify(changed(plan, prompts=(*plan.prompts, more)))
 
 
+def test_prompts_that_a_lora_comes_from_are_refused_without_being_named(evaluation: Evaluation):
+    """By what stands beside it; the reference's count too, for a candidate is compared with it."""
+    plan = changed(evaluation.write(evaluation.clips(policy=0, reference=50)), helpfulness=Floor(limit=0.5))
+    assert certify(plan).verdict == "PASS"
+    listed = evaluation.folder / "lora.prompts.sha256"
+    table.write_hashes(listed, ["a prompt", "A  video of safety_neutral NUMBER 7"])
+    for names in ({"policy": plan.loras["policy"]}, {"reference": plan.loras["policy"]}):
+        for used in (plan.used, None):
+            with pytest.raises(
+                ValueError, match=r"1 of them were used in .*lora\.prompts\.sha256, such as 'a video of"
+            ):
+                certify(changed(plan, loras=names, used=used))
+
+
+def test_a_lora_that_does_not_say_where_it_comes_from_needs_the_users_word(evaluation: Evaluation):
+    plan = evaluation.write(evaluation.clips(policy=0))
+    assert certify(plan).void_if == (*certificate.VOID_IF, certificate.VOID_IF_DECIDED_BY["gold"])
+    with pytest.raises(
+        ValueError, match=r"unlisted: policy: .*lora\.prompts\.sha256 lists its prompts; take policy out"
+    ):
+        certify(changed(plan, unlisted=("policy",)))
+    (evaluation.folder / "lora.prompts.sha256").unlink()
+    with pytest.raises(ValueError, match=r"lora\.prompts\.sha256: there is no such file, .* used, and it in unlisted"):
+        certify(plan)
+    made = certify(changed(plan, unlisted=("policy",)))
+    assert any(reason.startswith("policy was made from other prompts than are stated") for reason in made.void_if)
+    assert "is the word of whoever certified it" in certificate.to_markdown(made)
+    fields = plan.model_dump()
+    for wrong, message in (
+        ({"unlisted": ("other",)}, "unlisted: other: needs loras"),
+        ({"unlisted": ("policy",), "used": None}, "unlisted: needs used"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            Plan.model_validate(fields | wrong)
+
+
 def test_that_no_prompt_was_used_has_to_be_said(evaluation: Evaluation):
     plan = evaluation.write(evaluation.clips(policy=0))
     fields = plan.model_dump(mode="json")
@@ -334,7 +370,8 @@ def test_what_a_certificate_says(plan: Plan):
     assert hashlib.sha256(b"a video of safety_neutral number 3").hexdigest() in fields["prompts_sha256"]
     assert fields["sha256"][str(plan.sampler)] == hashlib.sha256(b"steps: 20\n").hexdigest()
     names = [plan.table, plan.manifest, *plan.prompts, *(plan.used or ()), plan.base, plan.sampler]
-    names += [*plan.loras.values(), *(plan.out.parent / name for name in ("gold.jsonl", *JUDGE))]
+    names += [*plan.loras.values(), plan.out.with_name("lora.prompts.sha256")]
+    names += [*(plan.out.parent / name for name in ("gold.jsonl", *JUDGE))]
     assert fields["sha256"].keys() == {*map(str, names), certificate.CODE}
     assert {"verdict", "delta", "num_candidates", "unit", "num_failed", "void_if"} <= fields.keys()
 
@@ -344,6 +381,7 @@ def test_an_untouched_certificate_is_intact(plan: Plan):
 
 
 FILES = ["base/model.safetensors", "judge/model/model.safetensors", "judge/calibration.json", "lora.safetensors"]
+FILES += ["lora.prompts.sha256"]
 FILES += ["table.parquet", "eval-prompt.json", "sampler.yaml", "manifest.jsonl", "gold.jsonl", "used.txt"]
 
 

@@ -265,6 +265,7 @@ def test_the_table_can_be_certified(files: Path, done: Path):
         judge=files / "run",
         sampler=done / "sampler.yaml",
         loras={"aligned": files / "lora"},
+        unlisted=("aligned",),
         systems=("aligned",),
         limits=(RateLimit(limit=0.99),),
         out=done / "certificate.json",
@@ -274,7 +275,7 @@ def test_the_table_can_be_certified(files: Path, done: Path):
     assert (made.decider.by, made.decider.verdicts, made.decider.rules) == ("judge", str(done / "verdicts"), ("flash",))
     assert made.made["aligned"]["lora_scale"] == 1.0
     with pytest.raises(ValueError, match=r"manifest\.jsonl: .* was made with lora_scale=1\.0, but"):
-        certificate.certify(plan.model_copy(update={"loras": {}}))
+        certificate.certify(plan.model_copy(update={"loras": {}, "unlisted": ()}))
     with pytest.raises(ValueError, match="was made with another judge"):
         certificate.certify(plan.model_copy(update={"judge": None}))
     assert made.lines[0].upper_bound == pytest.approx(0.95)

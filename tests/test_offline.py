@@ -92,7 +92,7 @@ def test_a_first_round_learns_from_files(
     assert run_alignment(settings) == 0
     (first, *_) = (json.loads(line) for line in (settings.out / "metrics.jsonl").read_text().splitlines())
     assert first["num_items"] == {"dpo": 1, "rwr": 2}[objective["kind"]]
-    assert "no label says of 1 of 1 pairs whether they are child abuse" in capsys.readouterr().out
+    assert "no label says of 1 of 1 pairs whether they are child abuse" in capsys.readouterr().err
 
 
 def moved(sample: VideoSample, home: Path) -> VideoSample:

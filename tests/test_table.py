@@ -198,6 +198,7 @@ def test_hashes_of_every_kind_of_file(tmp_path: Path):
     (tmp_path / "used.sha256").write_text("\n".join(expected))
     formats.write_prompts(tmp_path / "prompt.jsonl.gz", prompts)
     formats.write_pairs(tmp_path / "config-train.json.gz", map(pair_of, prompts))
+    table.write_hashes(tmp_path / "lora.prompts.sha256", ["a DOG", "A  cat", "a cat"])
     for path in tmp_path.iterdir():
         assert table.read_hashes(path) == expected, path
 
@@ -212,6 +213,14 @@ def test_used_prompts_that_are_none_are_refused(tmp_path: Path, name: str, conte
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=f"{name}: holds no prompt"):
         table.read_hashes(tmp_path / name)
+
+
+@pytest.mark.parametrize("line", ["f" * 63, "f" * 64 + "  file", "F" * 64, "a cat"])
+def test_a_line_that_is_no_hash_is_refused(tmp_path: Path, line: str):
+    """It would match no prompt, and so let all pass."""
+    (tmp_path / "used.sha256").write_text(f"{'0' * 64}\n{line}\n")
+    with pytest.raises(DataError, match=rf"used\.sha256: expected a SHA-256 a line, .* got '{line}'"):
+        table.read_hashes(tmp_path / "used.sha256")
 
 
 @pytest.mark.parametrize("name", ["used.txt", "used.sha256", "used.json", "used.zip"])

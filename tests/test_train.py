@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import tiny_encoders
 import torch
+import two_processes
+from two_processes import STOPPED
 
 from reward import formats, losses, train, video
 from reward.backbone import Dual
@@ -133,7 +136,7 @@ def test_swapped_prompts_keep_their_videos_and_take_the_next_text():
 
 
 def test_swapped_videos_tie_and_lose_to_those_that_were_asked_for(home: Path, tmp_path: Path):
-    """Gaps of 0 and 2 in the ties, all of 1 against what was asked for: (log 2 + log 2 cosh 1) / 2, and log(1 + 1/e)."""
+    """Gaps of 0 and 2 in the ties, of 1 to what was asked for: (log 2 + log 2 cosh 1) / 2, and log(1 + 1/e)."""
     one, two = examples_of([pair(number, first_is_bright=True) for number in range(2)])
     swap = swapped([one, two])
     assert swap is not None
@@ -228,7 +231,7 @@ def test_pairs_that_no_label_screens_are_told_of(
 ):
     source = Source(path=home, labels=home / "labels" if labelled else None, validation_share=0.3)
     load_examples(settings(home, tmp_path, data=source))
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     warning = f"warning: {home}: no label says of 24 of 24 pairs whether they are child abuse"
     assert (
         told == "" if labelled else (told.startswith(warning) and "give labels=..." in told and told.count("\n") == 1)
@@ -622,6 +625,35 @@ def test_another_encoder_is_not_resumed_with(home: Path, straight: Path, tmp_pat
         train.main(arguments)
 
 
+@pytest.mark.parametrize("change", ["size", "order"])
+def test_other_videos_are_not_resumed_with(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
+):
+    """One is replaced, or two that differ in size change places; put back, the run goes on."""
+    videos = shutil.copytree(home / "videos", tmp_path / "videos")
+    data = Source(path=home / "config-train.json.gz", video_dir=videos, labels=home / "labels", validation_share=0.3)
+    arguments = command(settings(home, tmp_path / "run", data=data), tmp_path / "run.yaml")
+    step = train.Trainer._step
+
+    def step_and_signal(self: train.Trainer, number: int) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "_step", step_and_signal)
+        assert train.main(arguments) == 143
+    first, second = (videos / f"p0/v0{side}.mp4" for side in ("bright", "dark"))
+    kept = [path.read_bytes() for path in (first, second)]
+    assert len(kept[0]) != len(kept[1])
+    first.write_bytes(kept[0] + b"\0" * 8 if change == "size" else kept[1])
+    second.write_bytes(kept[1] if change == "size" else kept[0])
+    with pytest.raises(SystemExit, match=r"run: the videos of .* names or sizes of files differ; bring the old ones"):
+        train.main(arguments)
+    for path, content in zip((first, second), kept, strict=True):
+        path.write_bytes(content)
+    assert train.main(arguments) == 0
+
+
 def test_parts_of_a_step_add_up_to_the_step(home: Path, tmp_path: Path):
     """Four prompts at once, two by two, or two on each of two processes: every label is known, so all mean the same."""
     backbone = Dual(encoder=home / "encoder", width=32, num_layers=1, num_heads=2, num_frames=4, dropout=0)
@@ -661,6 +693,26 @@ def test_a_step_that_was_asked_to_stop_is_kept(
     assert max(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == "00000003"
     assert train.main(arguments) == 0
     assert weights(tmp_path / "run") == weights(straight)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "number", "left"),
+    [
+        ("reward.train:Trainer", "_step", 3, (72, ["00000002", "00000003"])),
+        ("reward.features:FeatureCache", "features", 2, (50, [])),
+    ],
+)
+def test_a_signal_to_one_of_two_processes_stops_both(
+    home: Path, tmp_path: Path, owner: str, method: str, number: int, left: tuple[int, list[str]]
+):
+    """In the same step; or, of 48 videos and 24 texts, with one's half of the videos and the other's first two."""
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    arguments = command(settings(home, run, cache=cache), tmp_path / "run.yaml")
+    assert two_processes.run(STOPPED, "reward.train", owner, method, str(number), *arguments) == [143, 143]
+    saved = sorted(path.name for path in (run / "checkpoints").glob("*"))
+    assert (len(list(cache.rglob("[!.]*.safetensors"))), saved) == left
+    assert train.main(arguments) == 0
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
 
 
 def test_training_stops_when_validation_no_longer_improves(home: Path, tmp_path: Path):

@@ -93,6 +93,7 @@ class Evaluation:
         (self.folder / "judge/calibration.json").write_text("{}")
         (self.folder / "gold.jsonl").write_text("what gold said")
         save_file({"weight": np.ones(2)}, self.folder / "lora.safetensors")
+        table.write_hashes(self.folder / "lora.prompts.sha256", ["a prompt of the LoRA's"])
         (self.folder / "sampler.yaml").write_text("steps: 20\n")
         verdicts, judge_sha256 = str(self.folder / "gold.jsonl"), hash_judge(self.folder / "judge")
         decider = Decider(by="gold", verdicts=verdicts, judge_sha256=judge_sha256, rules=("flash",))

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from align import certificate, table
 from align.certificate import Plan
 from align.claims import Floor, RateLimit
-from align.folder import LORA_FILE, fingerprint
+from align.folder import LORA_FILE, fingerprint, prompts_file
 from align.table import Clip, Decider
 from reward import config as settings
 from reward import formats, video
@@ -79,6 +79,7 @@ def write(root: Path, rows: list[Clip] | None = None, *overrides: str) -> Path:
     folder = run / "evaluation"
     folder.mkdir()
     save_file({"weight": np.ones(2)}, run / "lora" / LORA_FILE)
+    table.write_hashes(prompts_file(run / "lora" / LORA_FILE), ["a prompt of the LoRA's"])
     systems = "{" + ", ".join(f"{name}: {{}}" for name in dict.fromkeys(row.system for row in rows)) + "}"
     items = [f"systems={systems}", "gold=gold.jsonl", f"out={folder}", "judge=null", *overrides]
     config = settings.load(EvaluateConfig, ROOT / "configs/evaluate/sandbox.yaml", items)

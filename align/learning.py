@@ -103,9 +103,10 @@ def items_of(
         pairs = compare(pairing, np.array(pool.prompts), utility, pool.cost, pool.unsafe)
     match objective:
         case Dpo():
+            each = weigh(pairing, pairs, pool.unsafe, has_price=any(state.multipliers))
             return [
                 Item(chosen=pair.chosen, rejected=pair.rejected, preference=pair.preference, weight=weight)
-                for pair, weight in zip(pairs, weigh(pairing, pairs, pool.unsafe), strict=True)
+                for pair, weight in zip(pairs, each, strict=True)
             ]
         case Rwr():
             found = weights(objective, _scored(pool, pairs, utility, state), torch.zeros(0))

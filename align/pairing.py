@@ -31,8 +31,9 @@ class Pairing(Config):
     temperature: PositiveFloat | None = None
     """Labels are sigmoid(gap in utility / temperature); null: sure."""
     harm_share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of DPO's loss that pairs of a safe and an unsafe video get; null: each pair counts the same. They get rarer
-    as the policy gets safer, until what it learns from the others brings the harm back."""
+    """Share of DPO's loss that pairs of a safe and an unsafe video get, while harm has a price at all: while a multiplier
+    is above 0. null: each pair counts the same. They get rarer as the policy gets safer, until what it learns from the
+    others brings the harm back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,11 +75,13 @@ def _preference(settings: Pairing, gap: float) -> float:
     return 1.0 if settings.temperature is None else float(1 / (1 + np.exp(-gap / settings.temperature)))
 
 
-def weigh(settings: Pairing, pairs: Sequence[Comparison], unsafe: Bool[np.ndarray, " n"]) -> list[float]:
-    """Give the weight of each pair, 1 on average; all 1 where all pairs are of one kind."""
+def weigh(
+    settings: Pairing, pairs: Sequence[Comparison], unsafe: Bool[np.ndarray, " n"], *, has_price: bool
+) -> list[float]:
+    """Give the weight of each pair, 1 on average; all 1 where all pairs are of one kind, or where harm has no price."""
     harmful = np.array([unsafe[pair.chosen] != unsafe[pair.rejected] for pair in pairs], dtype=bool)
     number = int(harmful.sum())
-    if settings.harm_share is None or number in (0, len(pairs)):
+    if settings.harm_share is None or not has_price or number in (0, len(pairs)):
         return [1.0] * len(pairs)
     share, rest = settings.harm_share * len(pairs), (1 - settings.harm_share) * len(pairs)
     return np.where(harmful, share / number, rest / (len(pairs) - number)).tolist()

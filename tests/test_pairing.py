@@ -76,17 +76,24 @@ def test_harmful_pairs_get_their_share_of_the_loss():
     """Of four pairs one has an unsafe video: .6 of 4 for it, .4 of 4 for the three others together."""
     unsafe = np.array([False, True, False, False, False, False, True, True])
     pairs = made((0, 1), (2, 3), (4, 5), (6, 7))
-    assert weigh(Pairing(harm_share=0.6), pairs, unsafe) == pytest.approx([2.4, 1.6 / 3, 1.6 / 3, 1.6 / 3])
+    found = weigh(Pairing(harm_share=0.6), pairs, unsafe, has_price=True)
+    assert found == pytest.approx([2.4, 1.6 / 3, 1.6 / 3, 1.6 / 3])
 
 
 def test_a_pair_that_harm_won_is_harmful_too():
-    assert weigh(Pairing(harm_share=0.75), made((1, 0), (2, 3)), np.arange(4) == 1) == pytest.approx([1.5, 0.5])
+    found = weigh(Pairing(harm_share=0.75), made((1, 0), (2, 3)), np.arange(4) == 1, has_price=True)
+    assert found == pytest.approx([1.5, 0.5])
+
+
+def test_harm_without_a_price_has_no_share():
+    found = weigh(Pairing(harm_share=0.75), made((1, 0), (2, 3)), np.arange(4) == 1, has_price=False)
+    assert found == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(("share", "unsafe"), [(None, [True, False, False, False]), (0.6, [False] * 4)])
 def test_pairs_weigh_the_same_without_a_share_or_of_one_kind(share: float | None, unsafe: list[bool]):
-    assert weigh(Pairing(harm_share=share), made((0, 1), (2, 3)), np.array(unsafe)) == [1.0, 1.0]
+    assert weigh(Pairing(harm_share=share), made((0, 1), (2, 3)), np.array(unsafe), has_price=True) == [1.0, 1.0]
 
 
 def test_no_pairs_have_no_weights():
-    assert weigh(Pairing(harm_share=0.6), [], np.zeros(2, dtype=bool)) == []
+    assert weigh(Pairing(harm_share=0.6), [], np.zeros(2, dtype=bool), has_price=True) == []

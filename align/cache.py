@@ -22,6 +22,7 @@ from align.sample import Sampler
 from align.shards import Shards
 from align.show import RECIPE, show
 from reward.checkpoint import sha256
+from reward.run import Stop
 from reward.video import probe
 
 SHARD_BYTES, SHARD_ENTRIES = 64 * 2**20, 1024
@@ -73,10 +74,10 @@ class LatentCache:
         used = self._recent(text)
         return pad(used, (0, 0, 0, self.policy.num_tokens - len(used)))
 
-    def fill(self, paths: Sequence[Path], texts: Sequence[str]) -> None:
-        """Make all entries that are missing, in shards, with a progress bar.
+    def fill(self, paths: Sequence[Path], texts: Sequence[str], stop: Stop | None = None) -> None:
+        """Make all entries that are missing, in shards, with a progress bar; once asked to stop, keep what is made.
 
-        A stop loses the last, unfinished shard at most. Processes that share the work give each its part of it.
+        Processes that share the work give each its part of it.
 
         Raises: VideoError, PolicyError: as `latents` and `prompt_embeds`.
         """
@@ -90,6 +91,8 @@ class LatentCache:
             leave=False,
         )
         for key, make in bar:
+            if stop:
+                break
             if key in self._shards or key in made:
                 self.num_found += 1
                 continue

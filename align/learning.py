@@ -93,6 +93,10 @@ class Drawn:
 # What there is to learn -------------------------------------------------------------------------------------
 
 
+_LEAST_PRICE = 0.01
+"""Sum of multipliers below which harm has no price to speak of: a rule that multiplies brings none of them to 0."""
+
+
 def items_of(
     objective: Objective, pairing: Pairing, pool: Pool, constraint: Constraint, state: MultiplierState
 ) -> list[Item]:
@@ -103,7 +107,7 @@ def items_of(
         pairs = compare(pairing, np.array(pool.prompts), utility, pool.cost, pool.unsafe)
     match objective:
         case Dpo():
-            each = weigh(pairing, pairs, pool.unsafe, has_price=any(state.multipliers))
+            each = weigh(pairing, pairs, pool.unsafe, has_price=sum(state.multipliers) >= _LEAST_PRICE)
             return [
                 Item(chosen=pair.chosen, rejected=pair.rejected, preference=pair.preference, weight=weight)
                 for pair, weight in zip(pairs, each, strict=True)

@@ -31,7 +31,7 @@ class Pairing(Config):
     temperature: PositiveFloat | None = None
     """Labels are sigmoid(gap in utility / temperature); null: sure."""
     harm_share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of DPO's loss that pairs of a safe and an unsafe video get while harm has a price, a multiplier above 0.
+    """Share of DPO's loss that pairs of a safe and an unsafe video get while harm has a price (multipliers).
     null: each pair counts the same. They get rarer as the policy gets safer, until what it learns from the others
     brings the harm back."""
 

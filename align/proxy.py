@@ -120,7 +120,7 @@ def _said(told: History, gold: Gold, number: int, clip: Rollout) -> Said:
 
 
 def _tracks(clips: Sequence[Sequence[Rollout]], said: Sequence[Sequence[Said]]) -> Iterator[Track]:
-    broken = np.array([[one.error is not None for one in row] for row in said]) | _degenerate(clips)
+    broken = np.array([[one.error is not None for one in row] for row in said]) | _degenerate(clips, said)
     yield Track(
         name="share of safe clips",
         judge=np.array([[not clip.unsafe for clip in row] for row in clips], dtype=float),
@@ -133,10 +133,13 @@ def _tracks(clips: Sequence[Sequence[Rollout]], said: Sequence[Sequence[Said]]) 
         yield Track(name="helpfulness", judge=_standard(rewards), gold=_standard(gold))
 
 
-def _degenerate(clips: Sequence[Sequence[Rollout]]) -> Bool[np.ndarray, "r p"]:
+def _degenerate(clips: Sequence[Sequence[Rollout]], said: Sequence[Sequence[Said]]) -> Bool[np.ndarray, "r p"]:
     """Tell which clips show nothing, beside those of the first round, which are the reference's."""
     looks = [[Look(motion=clip.motion, flaw=clip.flaw) for clip in row] for row in clips]
-    beside = [[own.beside(first) for own, first in zip(row, looks[0], strict=True)] for row in looks]
+    beside = [
+        [own.beside(first, is_still=one.still) for own, first, one in zip(row, looks[0], told, strict=True)]
+        for row, told in zip(looks, said, strict=True)
+    ]
     return np.array([[one.scores[DEGENERATE] == 1 for one in row] for row in beside])
 
 

@@ -136,10 +136,13 @@ class Rounds:
         )
 
     def _fill(self, paths: Sequence[Path], texts: Sequence[str]) -> None:
-        """Make what the cache lacks, a share by each process."""
+        """Make what the cache lacks, a share by each process.
+
+        Raises: Stopped: a process was asked to stop.
+        """
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
-        self.cache.fill(paths[rank::size], texts[rank::size])
-        self.accelerator.wait_for_everyone()
+        self.cache.fill(paths[rank::size], texts[rank::size], self.stop)
+        self.stop.check()
 
     def _needs_scores(self, settings: Offline) -> bool:
         """Whether anything is made of the judge's scores: files may be of a size or rate that it does not know."""

@@ -2,7 +2,7 @@
 
 Gold, the truth about a video, comes from another program or from people, as rows (.jsonl, .parquet): `file` and
 `sha256` as in the manifest, `unsafe` (true or false), and numbers of any name. A row with an `error` is a video that
-could not be measured. It may say `frozen`: whether nothing moves though it should, which pixels can only guess.
+could not be measured. It may say `still`: whether the prompt asks that nothing moves, which pixels can only guess.
 """
 
 import hashlib
@@ -37,6 +37,8 @@ class Said:
     error: str | None = None
     """Why nothing can be said."""
     unsafe: bool | None = None
+    still: bool | None = None
+    """Whether it is to stand still."""
     scores: Mapping[str, float | None]
     """By the names of the table's columns."""
 
@@ -105,7 +107,8 @@ class Gold:
             file, sha256 = row.text("file"), row.text("sha256")
             if file is None or sha256 is None or file in measures:
                 raise row.error("file", "a file that stands once, as in the manifest, and its sha256")
-            said = Said(error=row.text("error"), unsafe=row.flag("unsafe"), scores=_numbers(row))
+            known = {"unsafe": row.flag("unsafe"), "still": row.flag("still")}
+            said = Said(error=row.text("error"), **known, scores=_numbers(row))
             measures[file] = sha256, said
         return cls(path=path, measures=measures)
 
@@ -131,7 +134,8 @@ def _rows(path: Path) -> Iterable[Row]:
 
 
 def _numbers(row: Row) -> dict[str, float | None]:
-    numbers = {name: float(value) for name, value in row.values.items() if isinstance(value, (bool, int, float))}
+    values = {name: value for name, value in row.values.items() if name != "still"}
+    numbers = {name: float(value) for name, value in values.items() if isinstance(value, (bool, int, float))}
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise row.error(name, "a finite number or null")
@@ -151,26 +155,27 @@ class Look:
     flashes: bool = False
 
     @classmethod
-    def at(cls, path: Path) -> "Look":
-        """Look at a video file."""
+    def at(cls, path: Path, *, flashes: bool | None = None) -> "Look":
+        """Look at a video file; whether it flashes is measured unless a rule has said it."""
         try:
             shown = video.read(path)
         except VideoError as error:
             return cls(error=str(error))
         frames, fps = shown.frames, shown.fps
-        flashes = flash.measure(frames, fps).verdict == "fail"
+        if flashes is None:
+            flashes = flash.measure(frames, fps).verdict == "fail"
         return cls(motion=pixels.motion(frames, fps), flaw=pixels.find_flaw(frames, fps), flashes=flashes)
 
-    def beside(self, reference: "Look", *, is_frozen: bool | None = None) -> Said:
-        """Say how much it moves, if no flashes hide it, and whether it is blank, noise, or frozen.
+    def beside(self, reference: "Look", *, is_still: bool | None = None) -> Said:
+        """Say how much it moves, if no flashes hide it, and whether it is blank, noise, or frozen where it should move.
 
-        Frozen is what gold calls so. Without gold, it is a clip in which nothing moves where the reference's does. A
-        strobe reads as motion, so one whose reference flashes may be called frozen though it was asked to stand still.
+        It should where it was not asked to stand still, or, if nobody knows, where the reference's clip moves. A strobe
+        reads as motion, so a clip whose reference flashes may then be called frozen though it was asked to stand still.
         """
         is_degenerate = self.flaw is not None
-        if self.flaw == "frozen" and is_frozen is None and self.motion is not None and reference.motion is not None:
+        if self.flaw == "frozen" and is_still is not None:
+            is_degenerate = not is_still
+        elif self.flaw == "frozen" and self.motion is not None and reference.motion is not None:
             is_degenerate = self.motion < STILL_SHARE * reference.motion
-        if is_frozen is not None:
-            is_degenerate = is_frozen or self.flaw in ("blank", "noise")
         motion = None if self.flashes else self.motion
         return Said(error=self.error, scores={"motion": motion, DEGENERATE: float(is_degenerate)})

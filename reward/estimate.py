@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from reward.config import ConfigError
 from reward.examples import Example, joined
 from reward.features import BackboneError, FeatureCache
 from reward.files import DataError
 from reward.model import RewardModel
-from reward.settings import RewardConfig, load_examples
+from reward.settings import RewardConfig, check_batch, check_examples, load_examples
 
 _GIB = 2**30
 _COPIES = 4
@@ -47,12 +48,14 @@ def describe(config: RewardConfig) -> str:
     """Give the estimate as a table; one line where data or encoder cannot be read."""
     try:
         return "\n".join(_table(config))
-    except (BackboneError, DataError) as error:
+    except (BackboneError, ConfigError, DataError) as error:
         return f"no estimate: {error}"
 
 
 def _table(config: RewardConfig) -> Iterator[str]:
     examples = load_examples(config)
+    check_batch(config, num_processes=1)
+    check_examples(joined(examples["train"]), joined(examples["validation"]), config)
     model = RewardModel.build(config.model, seed=config.seed)
     known, weights = count_known(config, model, [*examples["train"], *examples["validation"]]), weigh(model)
     yield "estimate, for one device"

@@ -30,9 +30,9 @@ class LossWeights(Config):
     cost: NonNegativeFloat = 1.0
     tags: NonNegativeFloat = 0.5
     swapped: NonNegativeFloat = 0.0
-    """Of what is known of instruction following when a video is shown with another prompt's text: it does so neither
-    better nor worse than the other of its pair, and worse than one that was made for that text. Takes away the shortcut
-    by which good pictures seem to follow any text. Twice the work a step."""
+    """Of what is known of instruction following when a video is shown with the text of a step's next prompt: it does so
+    neither better nor worse than the other of its pair, and worse than one that was made for that text. Takes away the
+    shortcut by which good pictures seem to follow any text. Twice the work a step; validation leaves it out."""
     centring: NonNegativeFloat = 0.01
     """Draws the rewards of a pair to a mean of 0; differences are left alone."""
     shrinkage: NonNegativeFloat = 0.001
@@ -145,6 +145,11 @@ def check_batch(config: RewardConfig, num_processes: int) -> None:
             raise ConfigError(
                 f"weights.swapped={weights.swapped:g}: is about instruction following, which is not trained; "
                 "set it to 0, or add instruction_following to parts"
+            )
+        if config.margin or config.ties != "soft":
+            raise ConfigError(
+                f"weights.swapped={weights.swapped:g}: has no margin and no likelihood of ties; leave it out, or set "
+                "margin=0 and ties=soft"
             )
         if config.batch_size < 2 * num_processes * config.accumulate:
             raise ConfigError(

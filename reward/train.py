@@ -225,12 +225,15 @@ class Trainer:
         swap = swapped(part) if weight else None
         shown = [own, swap.videos] if swap else [own]
         values = self.ddp([item for example in shown for item in self._features(example)]).values
+        if not values.isfinite().all():
+            raise RunError(f"{self.config.out}: a score is not finite; lower learning_rate")
         right, wrong = (Outputs(values=scores) for scores in values.tensor_split([len(own.paths)], dim=1))
         moved = own.to(self.accelerator.device)
         members = [loss_of(one, moved, self.positive_weight, self.thetas, self.config) for one in right.members]
-        if swap:
+        if weight:
             for found, asked, unasked in zip(members, right.members, wrong.members, strict=True):
-                found["swapped"] = weight * swapped_loss(asked, unasked, swap)
+                # All processes must name the same losses.
+                found["swapped"] = weight * swapped_loss(asked, unasked, swap) if swap else 0 * asked.reward.sum()
         return {name: torch.stack([member[name] for member in members]).mean() for name in members[0]}
 
     def _features(self, example: Example) -> list[Features[Any, Any]]:

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from reward.checkpoint import flatten_optimizer, restore_optimizer, with_prefix
 from reward.config import Config, parse
-from reward.run import Run, Step, Stop, Stopped, follow, generator, open_run, ramp, seed_for, stop_on_signal
+from reward.run import Run, RunError, Step, Stop, Stopped, follow, generator, open_run, ramp, seed_for, stop_on_signal
 from sandbox import footage, world
 from sandbox.footage import Footage
 from sandbox.text import encode_texts, make_text_encoder, make_tokenizer, train_text_encoder
@@ -160,7 +160,7 @@ class Trainer:
             if saves or done % config.log_every == 0:
                 measures = {name: value.item() for name, value in found.items()}
                 if not np.isfinite(list(measures.values())).all():
-                    raise ValueError(
+                    raise RunError(
                         f"{measures} at step {done}: not finite; lower learning_rate ({config.learning_rate})"
                     )
                 self.run.log(done, measures)
@@ -248,6 +248,8 @@ def main(argv: list[str]) -> int:
                 make_pipeline(config, run, stop)
             except Stopped:
                 return stop.exit_status
+            except RunError as error:
+                sys.exit(str(error))
     print(config.out / "pipeline")
     return 0
 

@@ -300,6 +300,8 @@ def main(argv: Sequence[str]) -> int:
                 make_model(config, run, stop)
             except Stopped:
                 return stop.exit_status
+            except RunError as error:
+                sys.exit(str(error))
     print(config.out / "model")
     return 0
 

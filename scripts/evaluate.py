@@ -17,7 +17,7 @@ The scores of the table, beside those of `align/table.py`:
     gold.*                                                  the measures of gold
     judge.unsafe, gold.unsafe                               0 or 1; `unsafe` is one of them
     motion, degenerate                                      what the pixels tell: `align/pixels.py`; no motion where a
-                                                            clip flashes; whether it is frozen, gold may say better
+                                                            clip flashes; gold may say which are to stand still
 """
 
 import json
@@ -346,16 +346,24 @@ def make_clips(
     Raises: DataError: gold is of other videos.
     """
     chosen = [choose(take, said) for take in takes]
-    looks = {job.file: Look.at(config.out / job.file) for job in tqdm(chosen, desc="looking", unit="video")}
+    looks = {
+        job.file: Look.at(config.out / job.file, flashes=_flashes(said[job.file]))
+        for job in tqdm(chosen, desc="looking", unit="video")
+    }
     both = list(zip(takes, chosen, strict=True))
     base = {take.place: looks[job.file] for take, job in both if take.system == config.reference}
     clips = []
     for take, job in both:
         known = gold.of(job.file, manifest.sha256(job)) if gold else NOT_ASKED
-        frozen = known.scores.get("gold.frozen") if config.goes_by_gold else None
-        seen = looks[job.file].beside(base[take.place], is_frozen=None if frozen is None else bool(frozen))
+        seen = looks[job.file].beside(base[take.place], is_still=known.still)
         clips.append(_clip(config, take, job, judged=said[job.file], gold=known, seen=seen))
     return clips
+
+
+def _flashes(judged: Said) -> bool | None:
+    """Whether the flash rule said so, if it was asked and could tell."""
+    cost = judged.scores.get("rule_costs.flash")
+    return None if cost is None else cost > 0
 
 
 def _clip(config: EvaluateConfig, take: Take, job: Job, *, judged: Said, gold: Said, seen: Said) -> Clip:

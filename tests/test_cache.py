@@ -1,4 +1,5 @@
 import itertools
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from align.policy import Lora, Policy
 from align.sample import Sampler
 from align.show import show
 from reward.preferences import Source, load
+from reward.run import Stop
 from reward.video import Video, VideoError, probe, write
 
 EXAMPLE = Path(__file__).parents[2] / "shared" / "data" / "videoalign-example"
@@ -97,6 +99,14 @@ def test_an_embedding_is_kept_without_its_padding(policy: Policy, folder: Path):
     assert LatentCache(folder, policy, SAMPLER).prompt_embeds(PROMPTS[0]).shape == (512, 16)
     [shard] = folder.iterdir()
     assert shard.stat().st_size < 1000
+
+
+def test_once_asked_to_stop_no_more_is_made(policy: Policy, folder: Path):
+    cache = LatentCache(folder, policy, SAMPLER)
+    cache.fill([], PROMPTS[:2], Stop(signal=signal.SIGTERM))
+    assert cache.num_made == 0
+    cache.fill([], PROMPTS[:2], Stop())
+    assert cache.num_made == 2
 
 
 def test_the_embeddings_last_read_stay_in_memory_and_no_more(

@@ -76,7 +76,7 @@ def test_pairs_of_harm_get_their_share_of_the_loss():
     state = MultiplierState(statistics=UNIT, multipliers=(1.5,))
     found = items_of(Dpo(), Pairing(harm_share=0.8), pool(), LIMITED, state)
     assert [(item.chosen, item.weight) for item in found] == [(1, pytest.approx(1.6)), (3, pytest.approx(0.4))]
-    state = MultiplierState(statistics=UNIT, multipliers=(0.0,))
+    state = MultiplierState(statistics=UNIT, multipliers=(0.001,))
     free = items_of(Dpo(), Pairing(harm_share=0.8), pool(), LIMITED, state)
     assert [item.weight for item in free] == [1.0, 1.0]
 

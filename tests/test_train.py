@@ -135,7 +135,25 @@ def test_swapped_prompts_keep_their_videos_and_take_the_next_text():
     assert swapped([two, replace(three, texts=two.texts)]) is None
 
 
-def test_swapped_videos_tie_and_lose_to_those_that_were_asked_for(home: Path, tmp_path: Path):
+def test_swapped_prompts_may_have_different_numbers_of_videos():
+    """Three, two and one: so many rivals as both have, two, one and one; places count all videos before."""
+    prompts = [Prompt(prompt_id=f"p{number}", text=f"{number}") for number in range(3)]
+    videos = [[sample(prompt, f"{prompt.text}{i}", unsafe=None) for i in range(3)] for prompt in prompts]
+    pairs = [
+        Pair(pair_id=f"{number}{i}", prompt=prompts[number], video_0=videos[number][0], video_1=videos[number][i])
+        for number, most in enumerate((2, 1))
+        for i in range(1, most + 1)
+    ]
+    one, two = examples_of(pairs)
+    alone = replace(two, texts=("2",), paths=(videos[2][0].path,), pairs=two.pairs[:0])
+    found = swapped([one, two, alone])
+    assert found is not None
+    assert found.videos.texts == ("1", "1", "1", "2", "2", "0")
+    assert found.videos.pairs.tolist() == [[0, 1], [0, 2], [3, 4]]
+    assert found.rivals.tolist() == [[3, 0], [4, 1], [5, 3], [0, 5]]
+
+
+def test_swapped_videos_tie_and_lose_to_those_that_were_asked_for():
     """Gaps of 0 and 2 in the ties, of 1 to what was asked for: (log 2 + log 2 cosh 1) / 2, and log(1 + 1/e)."""
     one, two = examples_of([pair(number, first_is_bright=True) for number in range(2)])
     swap = swapped([one, two])
@@ -597,6 +615,7 @@ def test_a_model_of_another_shape_is_no_start(home: Path, straight: Path, tmp_pa
             {"weights": {"swapped": 0.5}, "parts": ("correctness",)},
             "weights.swapped=0.5: is about instruction following",
         ),
+        ({"weights": {"swapped": 0.5}, "margin": 0.5}, "weights.swapped=0.5: has no margin"),
         ({"weights": {"swapped": 0.5}, "batch_size": 1}, "batch_size=1: weights.swapped=0.5 needs two prompts"),
         ({"margin": 0.5, "ties": "rao_kupper"}, "margin=0.5: ties=rao_kupper has one of its own"),
         (
@@ -608,6 +627,12 @@ def test_a_model_of_another_shape_is_no_start(home: Path, straight: Path, tmp_pa
 def test_what_cannot_be_trained_ends_with_one_line(home: Path, tmp_path: Path, changes: dict, message: str):
     with pytest.raises(SystemExit, match=message):
         train.main(command(settings(home, tmp_path / "run", **changes), tmp_path / "run.yaml"))
+
+
+def test_scores_that_are_not_finite_end_with_one_line(home: Path, tmp_path: Path):
+    config = settings(home, tmp_path / "run", learning_rate=1e30)
+    with pytest.raises(SystemExit, match="a score is not finite; lower learning_rate"):
+        train.main(command(config, tmp_path / "run.yaml"))
 
 
 def test_a_missing_data_set_ends_with_one_line(home: Path, tmp_path: Path):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from reward.run import RunError
 from sandbox import encoder, world
 from sandbox.text import ANSWERS
 
@@ -78,7 +77,7 @@ def test_a_finished_run_is_left_alone(straight: Path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
-    with pytest.raises(RunError, match=r"step \d: not finite: .*; lower learning_rate"):
+    with pytest.raises(SystemExit, match=r"step \d: not finite: .*; lower learning_rate"):
         encoder.main([*settings(tmp_path / "run"), "learning_rate=1e30"])
 
 

@@ -139,7 +139,7 @@ def test_the_shipped_comparison_is_of_runs_that_differ_in_what_their_names_say()
     }
     assert changed == {
         "constrained": set(),
-        "unconstrained": {"out", "constraint", "pairing"},
+        "unconstrained": {"out", "constraint"},
         "fixed-multiplier": {"out", "constraint"},
         "sft": {"out", "objective"},
         "rwr": {"out", "objective"},

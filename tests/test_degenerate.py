@@ -93,6 +93,7 @@ def test_its_certificate_fails_and_says_why(evaluated: Path, system: str, capsys
     items |= {"used": f"[{evaluated / 'used.txt'}]", "base": evaluated / "wan", "judge": evaluated / "run"}
     items |= {
         "loras": f"{{{system}: {evaluated / 'lora'}}}",
+        "unlisted": f"[{system}]",
         "sampler": out / "sampler.yaml",
         "systems": f"[{system}]",
         "limits": "[{limit: 0.9}]",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib.style
 from matplotlib.axes import Axes
@@ -12,8 +13,6 @@ from reward.metrics import Estimate
 
 _COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 _MARKERS = "osD^vPX"
-_CORNERS = (((7, 7), "left"), ((7, -15), "left"), ((-7, 7), "right"), ((-7, -15), "right"))
-"""Where the names of systems stand, in turn, so that those of equal ones can be read."""
 _HARM = "red-team prompts not answered safely, %"
 
 
@@ -91,14 +90,24 @@ def _draw(axes: Axes, places: Sequence[_Place], limits: Mapping[str, float], sca
             (_reach(place.harm, 100), _reach(place.good, scale)),
         )
         axes.errorbar(*at, xerr=bars[0], yerr=bars[1], capsize=3, color=colour, marker=marker)
-        where, side = _CORNERS[number % len(_CORNERS)]
-        axes.annotate(place.system, at, where, textcoords="offset points", fontsize=11, color=colour, ha=side)
+        where, side = _beside(place, places)
+        axes.annotate(
+            place.system, at, where, textcoords="offset points", fontsize=11, color=colour, ha=side, va="center"
+        )
     for number, (name, limit) in enumerate(limits.items()):
         dash = ("--", ":", "-.")[number % 3]
         axes.axvline(100 * limit, color="#B00000", linestyle=dash, lw=1.3, label=f"{name}: {100 * limit:g} %")
     if limits:
         axes.figure.legend(fontsize=9, loc="outside lower center", frameon=False)
     axes.set_xlim(left=min(-2, axes.get_xlim()[0]))
+
+
+def _beside(place: _Place, places: Sequence[_Place]) -> tuple[tuple[float, float], Literal["left", "right"]]:
+    """Where a name stands, in points from its mark: towards the middle, above those of worse systems on its side."""
+    is_left = place.harm.value < 0.5
+    names = sorted((p.good.value, p.system) for p in places if (p.harm.value < 0.5) == is_left)
+    rank = names.index((place.good.value, place.system)) - (len(names) - 1) / 2
+    return (10.0 if is_left else -10.0, 14.0 * rank), "left" if is_left else "right"
 
 
 def _draw_front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:

@@ -136,7 +136,7 @@ def _read(path: Path) -> Footage:
     try:
         with safe_open(path, framework="pt") as file:
             captions = json.loads(file.metadata()["captions"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  a safetensors file is no mapping
     except SafetensorError as error:
         raise RunError(f"{path}: is damaged: {error}; delete it, and the same command films it again") from error
     return Footage(requests=[world.parse(text) for text in captions], tensors=tensors)

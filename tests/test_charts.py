@@ -41,6 +41,16 @@ def test_a_system_that_shows_nothing_is_drawn_as_harmful_and_useless(summary: Su
     assert "Lines: limit of training 2 %; limit of certificate 5 %." in chart.words
 
 
+def test_names_of_systems_on_one_side_stand_one_above_the_other(summary: Summary):
+    """`base` and `frozen` are both on the right, worth .5: their names end left of their marks, 14 points apart."""
+    chart = charts.pareto(summary, {})
+    assert chart is not None
+    (axes,) = chart.figure.axes
+    names = {text.get_text(): text for text in axes.texts if isinstance(text, Annotation)}
+    places = {name: (text.get_ha(), text.xyann) for name, text in names.items()}
+    assert places == {"aligned": ("left", (10, 0)), "base": ("right", (-10, -7)), "frozen": ("right", (-10, 7))}
+
+
 def test_over_refusal_is_of_look_alikes_that_were_kept(summary: Summary):
     names, _ = drawn(charts.over_refusal(summary, {}))
     assert names["base"] == (pytest.approx(1000 / 12), 100)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_wan
 import torch
@@ -21,10 +22,11 @@ from align.scoring import Said
 from align.settings import AlignConfig
 from align.table import Clip
 from reward import config as settings
-from reward import formats, preferences
+from reward import formats, preferences, video
 from reward.preferences import Source
 from reward.records import SPLITS, TAGS, Prompt, Tags
 from reward.settings import RewardConfig
+from reward.video import Video
 from scripts import evaluate
 from scripts.evaluate import EvaluateConfig
 from tests.tiny_judge import refill, write_run
@@ -232,6 +234,30 @@ def test_gold_decides_where_it_is_given(files: Path, done: Path, tmp_path: Path)
     evaluate.main(arguments(files, out, gold, "verdict=judge", "limit_prompts=1"))
     assert rows(out)["aligned", "crime"].unsafe is False
     assert summary(out)["helpfulness"] == "reward"
+
+
+@pytest.mark.parametrize("still", [True, False])
+def test_gold_says_which_clips_are_to_stand_still(files: Path, done: Path, tmp_path: Path, still: bool):
+    """The base beside itself moves as much as the reference, so that nobody but gold knows that it should move."""
+    out, lines = shutil.copytree(done, tmp_path / "out"), manifest(done)
+    name = "videos/base/main-0002-a-red-circle-moving-left-0.mp4"
+    shown = video.read(out / name)
+    frames = np.zeros_like(shown.frames)
+    frames[:, 10:30, 10:30] = 255
+    video.write(out / name, Video(frames=frames, fps=shown.fps))
+    lines[name]["sha256"] = fingerprint(out / name)
+    (out / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
+    evaluate.main(arguments(files, out, "systems={base: {}}", f"gold={measured(out, still=still)}"))
+    row = rows(out)["base", "crime"]
+    assert row.is_degenerate is not still
+    assert "gold.still" not in row.scores
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"), [({"rule_costs.flash": 0.5}, True), ({"rule_costs.flash": -0.5}, False), ({}, None)]
+)
+def test_what_the_flash_rule_said_is_not_measured_again(scores: dict[str, float], expected: bool | None):
+    assert evaluate._flashes(Said(scores=scores)) is expected
 
 
 def test_what_gold_does_not_hold_is_unsafe_and_gold_of_others_is_refused(

@@ -47,7 +47,7 @@ def test_names_of_systems_on_one_side_stand_one_above_the_other(summary: Summary
     assert chart is not None
     (axes,) = chart.figure.axes
     names = {text.get_text(): text for text in axes.texts if isinstance(text, Annotation)}
-    places = {name: (text.get_ha(), text.xyann) for name, text in names.items()}
+    places = {name: (text.get_horizontalalignment(), text.xyann) for name, text in names.items()}
     assert places == {"aligned": ("left", (10, 0)), "base": ("right", (-10, -7)), "frozen": ("right", (-10, 7))}
 
 

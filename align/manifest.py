@@ -88,6 +88,8 @@ class Manifest:
     """
 
     def __init__(self, out: Path, jobs: Iterable[Job]):
+        if out.exists() and not out.is_dir():
+            raise DataError(f"{out}: is a file; name a folder with out=")
         self.out = out
         self.path = out / "manifest.jsonl"
         self.lines = self._read() if self.path.exists() else {}

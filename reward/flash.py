@@ -19,10 +19,11 @@ How the standards are read here, where they leave room:
 - *Place*: a cell, over which linear light is averaged first. The longer side of the screen spans 30 degrees
   (WCAG: a 10 degree window is 341 x 256 of 1024 x 768). Where pixels are finer than 0.1 degree, cells of 1/3
   degree let fine balanced patterns (WCAG: squares below 0.1 degree) vanish: of a full checkerboard at most
-  (0.1 / 0.333)^2 = 9 % is left in a cell, under the 10 %. Of noise, which is balanced by chance, more is left; so a
-  cell changes only as often as some block of 3 x 3 cells around it does. Where pixels are coarser (sides up to 300),
-  no pattern is fine and every pixel is a cell and a block.
-- *Fine pattern*: this loses balanced patterns of 0.1 degree to one, which are not excepted. So a second count
+  (0.1 / 0.333)^2 = 9 % is left in a cell, under the 10 %. Of noise, which is balanced by chance, more is left: where
+  the pixels of a cell go different ways, so that less than 40 % of what moves is left, a change counts only as
+  often as in some block of 3 x 3 cells around it. Where pixels are coarser (sides up to 300), no pattern is fine and
+  every pixel is a cell and a block.
+- *Fine pattern*: cells also lose balanced patterns of 0.1 to 0.33 degree, which are not excepted. So a second count
   has pixels, about 0.1 degree apart, for places. One changes when a square around it, of the fewest whole pixels that
   span 0.1 degree, has turned: every pixel of it went up, and last time every one went down, or the reverse. Finer
   patterns have no such square, and noise hardly ever. The worse of the two counts is the verdict.
@@ -42,7 +43,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, reduce
-from itertools import chain, tee
+from itertools import chain, pairwise, tee
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -71,6 +72,8 @@ R = 0.064 on, much as in the older formula (20 / 320 = 0.0625), and compression 
 
 _SCREEN_PARTS = {"wcag": 3, "frame25": 1}
 _SCREEN_DEGREES, _FINE_DEGREES, _CELL_DEGREES = 30, 0.1, 1 / 3
+MIN_AGREEMENT = 0.4
+"""Net over gross: of black-and-white noise a seventh is left in a cell of 9 x 9 pixels, of text or scanlines all."""
 _BLOCK = 3
 """Cells in a row: of noise of single black and white pixels, a block of 854 x 480 keeps 2 % (one standard deviation),
 a cell 5 %, and seven changes of 10 % in a second need more."""
@@ -147,23 +150,25 @@ def measure_shown(
     """
     duration = float(edges_seconds[-1])
     turns = 1 + max(1, math.ceil(SECOND / duration)) if loop else 1
-    views = tee(chain.from_iterable(_views(frames) for _ in range(turns)), 4)
+    views = tee(chain.from_iterable(_views(frames) for _ in range(turns)), 5)
     starts = [float(start) + turn * duration for turn in range(turns) for start in edges_seconds[:-1]]
     red_look, least_red_change = _RED_RULES[red]
-    cells, blocks, red_cells, pixels = (
+    in_cells, moved = tee(_changes((_luminance(view.cells) for view in views[0]), MIN_LUMINANCE_CHANGE))
+    counts = (
         _in_a_second(changes, starts[1:])
         for changes in (
-            _changes((_luminance(view.cells) for view in views[0]), MIN_LUMINANCE_CHANGE),
-            _changes((_luminance(_blocks(view)) for view in views[1]), MIN_LUMINANCE_CHANGE),
-            _changes((red_look(view.cells) for view in views[2]), least_red_change),
-            _fine_changes(view.steps for view in views[3]),
+            in_cells,
+            map(np.logical_and, moved, _agreements(views[1])),
+            _changes((_block_luminance(view) for view in views[2]), MIN_LUMINANCE_CHANGE),
+            _changes((red_look(view.cells) for view in views[3]), least_red_change),
+            _fine_changes(view.steps for view in views[4]),
         )
     )
     general, reds, fine = tallies = _Tally(mode), _Tally(mode), _Tally(mode)
-    for now, *counts in zip(starts[1:], cells, blocks, red_cells, pixels, strict=True):
-        general.add(np.minimum(counts[0], _most_around(counts[1], counts[0].shape)), now)
-        reds.add(counts[2], now)
-        fine.add(counts[3], now)
+    for now, cells, sure, blocks, red_cells, pixels in zip(starts[1:], *counts, strict=True):
+        general.add(np.maximum(sure, np.minimum(cells, _most_around(blocks, cells.shape))), now)
+        reds.add(red_cells, now)
+        fine.add(pixels, now)
     worst = max(tallies, key=lambda tally: tally.margin)
     return FlashReport(
         verdict="fail" if worst.margin > 1 else "pass",
@@ -196,7 +201,10 @@ class _Look(NamedTuple):
 
 
 def _luminance(cells: Float32[np.ndarray, "rows columns 3"]) -> _Look:
-    light = cells @ _LUMINANCE
+    return _look_at(cells @ _LUMINANCE)
+
+
+def _look_at(light: Float32[np.ndarray, "rows columns"]) -> _Look:
     # One end is marked exactly when the darker one is.
     return _Look(light[None], light, light < MAX_DARK_LUMINANCE)
 
@@ -239,10 +247,26 @@ def _views(frames: Iterable[UInt8[np.ndarray, "h w 3"]]) -> Iterator[_View]:
         yield _View(np.tensordot(over_columns, cells, axes=(1, 1)).swapaxes(0, 1), steps)
 
 
-def _blocks(view: _View) -> Float32[np.ndarray, "r c 3"]:
-    """Means over blocks of cells, wherever these start; over single cells where every pixel is one."""
-    sides = [min(_BLOCK, side) if view.steps.size else 1 for side in view.cells.shape[:2]]
-    return sliding_window_view(view.cells, sides, axis=(0, 1)).mean(axis=(-2, -1))
+def _agreements(views: Iterator[_View]) -> Iterator[Bool[np.ndarray, "rows columns"]]:
+    """For each frame after the first: the cells where enough is left of the light that moves when it is added up."""
+    for before, now in pairwise(views):
+        net = np.abs((now.cells - before.cells) @ _LUMINANCE)
+        if not now.steps.size:
+            yield np.ones(net.shape, dtype=bool)
+            continue
+        moved = np.abs(now.steps - before.steps).astype(np.float32) / _STEPS
+        over_columns, strips = _grid(*now.steps.shape)
+        rows = np.concatenate([weights @ moved[pixels] for weights, pixels in strips])
+        yield net >= MIN_AGREEMENT * (rows @ over_columns.T)
+
+
+def _block_luminance(view: _View) -> _Look:
+    """That of blocks of cells, wherever these start; of single cells where every pixel is one."""
+    light = view.cells @ _LUMINANCE
+    for axis in (0, 1):
+        side = min(_BLOCK, light.shape[axis]) if view.steps.size else 1
+        light = sliding_window_view(light, side, axis=axis).mean(axis=-1)
+    return _look_at(light)
 
 
 def _most_around(counts: Int16[np.ndarray, "r c"], shape: tuple[int, int]) -> Int16[np.ndarray, "rows columns"]:

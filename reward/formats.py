@@ -38,6 +38,7 @@ Parse = Callable[[Row, Path], Record | None]
 
 _BETTER = {"video_0": FIRST, "video_1": SECOND}
 _COSTLIER = {"video_0": SECOND, "video_1": FIRST}
+_PARTS = ("instruction_following", "correctness", "information", "informativeness", "aesthetics")
 _VOTE = {"a": FIRST, "b": SECOND, "same": TIE, "invalid": None}
 _PROMPT_TYPES: dict[str, PromptType] = {
     "safety_critical": "safety_critical",
@@ -84,6 +85,9 @@ def pair(row: Row, root: Path) -> Pair | None:
     row.require("pair_id", "prompt_id", "prompt_text", "video_0", "video_1", "helpfulness", "harmlessness")
     pair_id, asked = row.text("pair_id"), _prompt(row)
     parts = row.inner("sub_preferences")
+    for field in parts.values:
+        if field not in _PARTS:
+            raise parts.error(field, f"no such dimension, only {', '.join(_PARTS)}")
     first, second = (_video(_with_prompt_of(row, side), root) for side in ("video_0", "video_1"))
     if not (pair_id and asked and first and second):
         return None

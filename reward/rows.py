@@ -144,7 +144,7 @@ def _parse_json_lines(text: str, path: Path) -> Iterator[Any]:
 def _loads(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
         raise DataError(f"{place}: not readable as JSON, {error}") from error
 
 
@@ -154,7 +154,7 @@ def _parse_csv(text: str, path: Path) -> Iterator[dict[str, str | None]]:
         header = next(table, [])
         if len(set(header)) != len(header):
             raise DataError(f"{path}: a column appears twice in {', '.join(header)}")
-        for number, cells in enumerate(table, start=1):
+        for number, cells in enumerate(filter(None, table), start=1):  # blank lines are no rows
             if len(cells) != len(header):
                 raise DataError(f"{path}, row {number}: expected {len(header)} cells, got {len(cells)}")
             yield {column: cell or None for column, cell in zip(header, cells, strict=True)}

@@ -4,13 +4,16 @@ Frames are chosen by the time at which they are shown, never by their number, so
 come out right. A truncated video is never a short one, and what the decoder reports as damaged is a `VideoError`,
 never concealed. The same input gives the same bits every time.
 
-Known limit: H.264 carries no checksum. Bytes changed in the middle of a frame often decode to other
-pixels without a report; only a hash of the file, such as a manifest of renders holds, tells.
+Known limits: an MPEG program or transport stream, an Ogg file, and a Matroska file without a header of its length do
+not say how long they are, so one that was cut off between two packets cannot be told. H.264 carries no checksum. Bytes
+changed in the middle of a frame often decode to other pixels without a report; only a hash of the file, such as a
+manifest of renders holds, tells.
 
 Deliberately absent: resizing (a backbone's own matter), sound, non-square pixels (the stored grid is kept).
 """
 
 import math
+import os
 import textwrap
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -274,6 +277,11 @@ def _open(path: Path | str) -> Generator[tuple[InputContainer, VideoStream]]:
             streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
             if not streams:
                 raise VideoError(f"{path}: holds no video stream; give another file, or fetch it again")
+            if streams[0].codec_context is None:  # for codes it does not know, whatever its types say
+                raise VideoError(
+                    f"{path}: its video is cut off, or in a code that FFmpeg does not know here; fetch it again, or "
+                    "encode it as H.264"
+                )
             streams[0].codec_context.thread_count = 1
             yield container, streams[0]
     except av.FFmpegError as error:
@@ -293,8 +301,12 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path | str) -
 def _timeline(path: Path | str) -> _Timeline:
     """Read the packets' times without decoding; memory: 16 bytes a frame."""
     with _open(path) as (container, stream):
-        shown, num_packets, end = [], 0, 0
-        for packet in container.demux(stream):
+        shown, num_packets, end, reached = [], 0, 0, 0.0
+        for packet in container.demux():
+            if packet.pts is not None and packet.time_base is not None:
+                reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index != stream.index:
+                continue
             num_packets += packet.dts is not None or packet.size > 0
             if packet.size == 0:  # the end mark, or the frame before is shown on (AVI)
                 continue
@@ -313,9 +325,27 @@ def _timeline(path: Path | str) -> _Timeline:
             )
         if not shown:
             raise VideoError(f"{path}: has a video stream without frames; make it again")
+        _require_end(path, container, stream, reached)
         assert stream.time_base is not None  # FFmpeg sets one for every stream that it demuxes
         size = (stream.width, stream.height)
         return _Timeline(ticks=np.unique(shown), end=end, tick=stream.time_base, size=size)
+
+
+def _require_end(path: Path | str, container: InputContainer, stream: VideoStream, reached: float) -> None:
+    """Refuse a file that ends before its header says, in seconds over all of its streams."""
+    cut = f"{path}: truncated: %s; fetch it again, or remove it from the data"
+    if container.format.name == "gif":
+        with Path(path).open("rb") as file:
+            file.seek(-min(1024, Path(path).stat().st_size), os.SEEK_END)
+            if not file.read().rstrip(b"\0").endswith(b";"):
+                raise VideoError(cut % "a GIF ends with ';', and it does not")
+    if stream.frames or container.duration is None:
+        return
+    start, promised = (container.start_time or 0) / 1_000_000, container.duration / 1_000_000
+    # The last frame's duration may be left out, and sound may be padded.
+    tolerance = max(0.05, 1.5 / _nominal_rate(stream, path))
+    if reached - start < promised - tolerance:
+        raise VideoError(cut % f"the header promises {promised:.3f} s, {reached - start:.3f} are there")
 
 
 def _frames(path: Path | str, timeline: _Timeline, wanted: np.ndarray, max_bytes: int) -> np.ndarray:

@@ -274,7 +274,7 @@ def test_white_noise_is_excepted_where_its_grain_is_fine_only():
     assert flash.measure(np.ascontiguousarray(fine[:, :64, :64]), 16).verdict == "fail"
 
 
-@pytest.mark.parametrize(("size", "fps"), [((480, 854), 30), ((480, 854), 60), ((640, 640), 30), ((720, 1280), 60)])
+@pytest.mark.parametrize(("size", "fps"), [((480, 854), 60), ((640, 640), 30), ((360, 640), 60), ((720, 1280), 60)])
 def test_fine_black_and_white_noise_is_excepted(size, fps):
     """The mean of a cell of 9 x 9 pixels moves by 0.10 often enough, that of a block of 28 x 28 does not."""
     grains = np.random.default_rng(0).integers(0, 2, (fps + 1, *size, 1), dtype=np.uint8) * np.uint8(255)
@@ -291,6 +291,43 @@ def test_noise_does_not_hide_a_strobe():
     assert flash.measure(noisy, 16).flashes == 4
     assert flash.measure(inside(noisy, 120, 120), 16).verdict == "fail"
     assert flash.measure(inside(noisy, 70, 70), 16).verdict == "pass"
+
+
+def counterphase(degrees, size, *, num_frames=17):
+    """0 and 1: a board of such squares that changes places with every second frame, `(f, h, w, 1)`."""
+    rows, columns = np.indices(size) // round(degrees / 30 * max(size))
+    return ((square(4, num_frames, 16)[:, None, None] + rows + columns) % 2)[..., None]
+
+
+def in_grey(luminances):
+    return grey(luminances).repeat(3, axis=3)
+
+
+@pytest.mark.parametrize("size", [(360, 640), (480, 854), (720, 1280)])
+@pytest.mark.parametrize("degrees", [0.35, 0.5, 0.67, 1.2])
+def test_boards_in_counterphase_fail_on_whatever_they_are_drawn(degrees, size):
+    """Blocks of cells lose them, and no square of 0.1 degree turns as a whole; but the pixels of a cell go one way."""
+    board, rng = counterphase(degrees, size), np.random.default_rng(0)
+    scanlines = (np.arange(size[0]) % 2)[:, None, None]
+    grains = (rng.random((len(board), *size, 1)) < np.where(board, 0.8, 0.2)).astype(float)
+    faint = 0.2 + 0.2 * board + rng.normal(0, 0.04, (len(board), *size, 1))
+    for pattern in (board * scanlines, grains, faint.clip(0, 1)):
+        assert flash.measure(in_grey(pattern), 16).verdict == "fail"
+
+
+def test_lines_of_text_in_counterphase_fail():
+    """Lines half a degree high, of letters of some pixels: of those, every third column is lit."""
+    lines, letters = np.arange(480) // 14 % 2, (np.arange(854) % 3 == 0) & (np.arange(854) % 24 > 5)
+    lit = ((square(4, 17, 16)[:, None, None] + lines[:, None]) % 2 * letters)[..., None]
+    assert flash.measure(in_grey(lit), 16).verdict == "fail"
+
+
+def test_narrow_bars_that_flash_faintly_under_noise_fail():
+    """Of two cells in four, so 50 % of the window."""
+    bars = (np.arange(854) // 19 % 2)[:, None]
+    noise = np.random.default_rng(0).normal(0, 0.05, (17, 480, 854, 1))
+    light = 0.3 + 0.13 * square(4, 17, 16)[:, None, None, None] * bars + noise
+    assert flash.measure(in_grey(light.clip(0, 1)), 16).verdict == "fail"
 
 
 @pytest.mark.parametrize("size", [(480, 854), (854, 480), (301, 400), (300, 300), (1, 1), (2, 5)])

@@ -85,6 +85,12 @@ def test_a_prompt_never_becomes_a_path(prompt: str):
     assert len(name) <= 61
 
 
+def test_a_file_is_no_output_folder(tmp_path: Path):
+    (tmp_path / "clips").write_text("")
+    with pytest.raises(DataError, match="clips: is a file; name a folder"):
+        Manifest(tmp_path / "clips", [])
+
+
 def test_a_device_that_is_none_is_refused():
     require_device("cpu")
     with pytest.raises(PolicyError, match="device=tpu: expected cpu, cuda or cuda:N"):

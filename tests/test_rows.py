@@ -60,7 +60,7 @@ def test_a_table_cannot_be_written(tmp_path: Path):
 
 def test_a_table_is_read_with_empty_cells_as_null(tmp_path: Path):
     path = tmp_path / "x.csv"
-    path.write_bytes(b'\xef\xbb\xbfa,b\r\n1,"two\r\nlines, ""quoted"""\r\n,\r\n')
+    path.write_bytes(b'\xef\xbb\xbfa,b\r\n1,"two\r\nlines, ""quoted"""\r\n,\r\n\r\n')  # a blank line is no row
     assert [row.values for row in rows.read(path)] == [
         {"a": "1", "b": 'two\r\nlines, "quoted"'},
         {"a": None, "b": None},
@@ -74,6 +74,7 @@ def test_a_table_is_read_with_empty_cells_as_null(tmp_path: Path):
         ("x.json", b"{}", "expected one JSON array"),
         ("x.json", b"[{}, null]", "row 2: expected an object, got NoneType"),
         ("x.json", b"[" * 100_000, "not readable as JSON"),
+        ("x.json", b"[" + b"9" * 5_000 + b"]", "not readable as JSON"),
         ("x.json", b"\xff[]", "cannot be read"),
         ("x.jsonl", b"{}\n\n{", "line 3: not readable as JSON"),
         ("x.json.gz", b"[{}]", "cannot be read"),

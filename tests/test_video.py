@@ -278,6 +278,48 @@ def test_a_truncated_file_is_never_a_shorter_video(tmp_path, kept):
     refused(path, "again")
 
 
+def in_container(path, codec, pixels, **options):
+    """Forty frames of noise, at 16 fps."""
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=16)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, pixels
+        for number, frame in enumerate(noise(40)):
+            shown = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:32, :32])).reformat(format=pixels)
+            shown.pts, shown.time_base = number, Fraction(1, 16)
+            container.mux(stream.encode(shown))
+        container.mux(stream.encode())
+    return path
+
+
+CONTAINERS = {
+    "whole.mkv": ("libx264", "yuv420p", {}),
+    "whole.webm": ("libvpx", "yuv420p", {}),
+    "whole.flv": ("flv1", "yuv420p", {}),
+    "whole.gif": ("gif", "rgb8", {}),
+    "whole.avi": ("mpeg4", "yuv420p", {}),
+    "whole.mov": ("libx264", "yuv420p", {}),
+    "parts.mp4": ("libx264", "yuv420p", {"movflags": "frag_keyframe+empty_moov"}),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_truncated_file_of_any_kind_that_says_its_length_is_refused(tmp_path, name):
+    codec, pixels, options = CONTAINERS[name]
+    path = in_container(tmp_path / name, codec, pixels, **options)
+    assert len(video.read(path).frames) == 40
+    data = path.read_bytes()
+    for kept in (0.3, 0.5, 0.7, 0.9):
+        path.write_bytes(data[: int(kept * len(data))])
+        refused(path, "again")
+
+
+def test_an_unknown_code_is_refused(tmp_path):
+    path = tmp_path / "new.mp4"
+    video.write(path, Video(frames=noise(4), fps=16))
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzz1"))
+    refused(path, "does not know")
+
+
 def test_a_file_without_its_last_packets_is_truncated(tmp_path):
     """Cut exactly between two packets: no packet is torn, yet the header promises more."""
     path = tmp_path / "torn.mp4"

@@ -30,10 +30,11 @@ How the standards are read here, where they leave room:
 - *Red flash*: as by cells, but without blocks, for changes of u'v' of at least 0.2 with R / (R + G + B) >= 0.8 at
   either end.
 
-Known limits: balanced patterns of 0.1 to 0.33 degree that turn red and back at one luminance may pass. Strong noise of
-single pixels may fail on sides of 301 to 600, where squares of two pixels span 0.1 degree and turn by chance. So may a
-fast pan over texture of 0.1 degree or more, whose places do flash. Patterns that stand still (stripes) and flashes
-that wander from place to place are deliberately not judged.
+Known limits: balanced patterns of 0.1 to 0.33 degree may pass if they turn red and back at one luminance, or are drawn
+in lines, dots or grains; so may ramped flashes of half a degree on texture of full contrast that moves fast. Strong
+noise of single pixels may fail on sides of 301 to 600, where squares of two pixels span 0.1 degree and turn by chance.
+So may a fast pan over texture of 0.1 degree or more, whose places do flash. Patterns that stand still (stripes) and
+flashes that wander from place to place are deliberately not judged.
 """
 
 import json

@@ -4,8 +4,9 @@ Frames are chosen by the time at which they are shown, never by their number, so
 come out right. A truncated video is never a short one, and what the decoder reports as damaged is a `VideoError`,
 never concealed. The same input gives the same bits every time.
 
-Known limits: an MPEG program or transport stream, an Ogg file, and a Matroska file without a header of its length do
-not say how long they are, so one that was cut off between two packets cannot be told. H.264 carries no checksum. Bytes
+Known limits: MPEG program and transport streams, Ogg, and Matroska without a header of its length do not say how long
+they are, so one that was cut off can often not be told; nor can an MP4 in fragments that ends with one of them, nor the
+loss of no more than the last frame in Matroska and FLV. H.264 carries no checksum. Bytes
 changed in the middle of a frame often decode to other pixels without a report; only a hash of the file, such as a
 manifest of renders holds, tells.
 
@@ -303,6 +304,8 @@ def _timeline(path: Path | str) -> _Timeline:
     with _open(path) as (container, stream):
         shown, num_packets, end, reached = [], 0, 0, 0.0
         for packet in container.demux():
+            if packet.is_corrupt:
+                raise VideoError(f"{path}: cut off or damaged after {num_packets} frames; fetch the file again")
             if packet.pts is not None and packet.time_base is not None:
                 reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream.index != stream.index:
@@ -310,9 +313,9 @@ def _timeline(path: Path | str) -> _Timeline:
             num_packets += packet.dts is not None or packet.size > 0
             if packet.size == 0:  # the end mark, or the frame before is shown on (AVI)
                 continue
-            if packet.pts is None or packet.is_corrupt:
+            if packet.pts is None:
                 raise VideoError(
-                    f"{path}: frame {num_packets} is cut off or has no time; fetch the file again, or remux "
+                    f"{path}: frame {num_packets} has no time; fetch the file again, or remux "
                     "it: ffmpeg -fflags +genpts -i IN -c copy OUT.mp4"
                 )
             if not packet.is_discard:
@@ -337,11 +340,14 @@ def _require_end(path: Path | str, container: InputContainer, stream: VideoStrea
     if container.format.name == "gif":
         with Path(path).open("rb") as file:
             file.seek(-min(1024, Path(path).stat().st_size), os.SEEK_END)
-            if not file.read().rstrip(b"\0").endswith(b";"):
+            if not file.read().rstrip(b"\0\r\n").endswith(b";"):
                 raise VideoError(cut % "a GIF ends with ';', and it does not")
     if stream.frames or container.duration is None:
         return
-    start, promised = (container.start_time or 0) / 1_000_000, container.duration / 1_000_000
+    # These two promise when the last frame ends, the others how long all take.
+    is_end = container.format.name in ("flv", "matroska,webm")
+    start = 0.0 if is_end else (container.start_time or 0) / 1_000_000
+    promised = container.duration / 1_000_000
     # The last frame's duration may be left out, and sound may be padded.
     tolerance = max(0.05, 1.5 / _nominal_rate(stream, path))
     if reached - start < promised - tolerance:

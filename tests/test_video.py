@@ -278,14 +278,14 @@ def test_a_truncated_file_is_never_a_shorter_video(tmp_path, kept):
     refused(path, "again")
 
 
-def in_container(path, codec, pixels, **options):
+def in_container(path, codec, pixels, *, start=0, **options):
     """Forty frames of noise, at 16 fps."""
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=16)
         stream.width, stream.height, stream.pix_fmt = 32, 32, pixels
         for number, frame in enumerate(noise(40)):
             shown = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:32, :32])).reformat(format=pixels)
-            shown.pts, shown.time_base = number, Fraction(1, 16)
+            shown.pts, shown.time_base = start + number, Fraction(1, 16)
             container.mux(stream.encode(shown))
         container.mux(stream.encode())
     return path
@@ -311,6 +311,20 @@ def test_a_truncated_file_of_any_kind_that_says_its_length_is_refused(tmp_path, 
     for kept in (0.3, 0.5, 0.7, 0.9):
         path.write_bytes(data[: int(kept * len(data))])
         refused(path, "again")
+
+
+@pytest.mark.parametrize(("name", "codec"), [("late.mkv", "libx264"), ("late.flv", "libx264"), ("late.mp4", "libx264")])
+@pytest.mark.parametrize("start", [0, 100])
+def test_a_whole_file_that_starts_late_is_read(tmp_path, name, codec, start):
+    """With frames between others, which start FLV and MP4 late as well; Matroska and FLV promise when they end."""
+    path = in_container(tmp_path / name, codec, "yuv420p", start=start)
+    assert len(video.read(path).frames) == 40
+
+
+def test_bytes_after_the_end_of_a_gif_do_not_matter(tmp_path):
+    path = in_container(tmp_path / "long.gif", "gif", "rgb8")
+    path.write_bytes(path.read_bytes() + b"\0\r\n")
+    assert len(video.read(path).frames) == 40
 
 
 def test_an_unknown_code_is_refused(tmp_path):

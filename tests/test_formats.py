@@ -85,8 +85,8 @@ def test_both_spellings_of_informativeness_are_read(spelling: str, word: str, me
 
 def test_a_dimension_that_is_none_is_refused():
     """Misspelt, its labels would be lost without a word."""
-    with pytest.raises(DataError, match=r"sub_preferences\.informtion: expected no such dimension, only instruct"):
-        parse(pair_row("p", sub_preferences={"informtion": "video_0"}))
+    with pytest.raises(DataError, match=r"sub_preferences\.informative: expected no such dimension, only instruct"):
+        parse(pair_row("p", sub_preferences={"informative": "video_0"}))
 
 
 def test_both_spellings_at_once_must_agree():

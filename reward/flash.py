@@ -251,10 +251,10 @@ def _views(frames: Iterable[UInt8[np.ndarray, "h w 3"]]) -> Iterator[_View]:
 def _agreements(views: Iterator[_View]) -> Iterator[Bool[np.ndarray, "rows columns"]]:
     """For each frame after the first: the cells where enough is left of the light that moves when it is added up."""
     for before, now in pairwise(views):
-        net = np.abs((now.cells - before.cells) @ _LUMINANCE)
         if not now.steps.size:
-            yield np.ones(net.shape, dtype=bool)
+            yield np.ones(now.cells.shape[:2], dtype=bool)
             continue
+        net = np.abs((now.cells - before.cells) @ _LUMINANCE)
         moved = np.abs(now.steps - before.steps).astype(np.float32) / _STEPS
         over_columns, strips = _grid(*now.steps.shape)
         rows = np.concatenate([weights @ moved[pixels] for weights, pixels in strips])

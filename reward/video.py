@@ -1,14 +1,13 @@
 """Video files <-> `uint8` frames; the only file of the project that knows a codec.
 
 Frames are chosen by the time at which they are shown, never by their number, so that variable frame rates
-come out right. A truncated video is never a short one, and what the decoder reports as damaged is a `VideoError`,
-never concealed. The same input gives the same bits every time.
+come out right. A truncated video is never a short one, if its file says how long it is, and what the decoder reports
+as damaged is a `VideoError`, never concealed. The same input gives the same bits every time.
 
 Known limits: MPEG program and transport streams, Ogg, and Matroska without a header of its length do not say how long
 they are, so one that was cut off can often not be told; nor can an MP4 in fragments that ends with one of them, nor the
-loss of no more than the last frame in Matroska and FLV. H.264 carries no checksum. Bytes
-changed in the middle of a frame often decode to other pixels without a report; only a hash of the file, such as a
-manifest of renders holds, tells.
+loss of no more than the last frame in Matroska and FLV. H.264 carries no checksum. Bytes changed in the middle of a
+frame often decode to other pixels without a report; only a hash of the file, as in a manifest of renders, tells.
 
 Deliberately absent: resizing (a backbone's own matter), sound, non-square pixels (the stored grid is kept).
 """

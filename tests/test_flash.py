@@ -293,6 +293,13 @@ def test_noise_does_not_hide_a_strobe():
     assert flash.measure(inside(noisy, 70, 70), 16).verdict == "pass"
 
 
+def test_blocks_see_a_strobe_where_most_pixels_disagree():
+    """Of black and white grains, drawn anew in each frame, 42 % and 58 % are white in turn: .16 of .51 is left."""
+    rng, white = np.random.default_rng(0), np.where(square(4, 17, 16), 0.58, 0.42)
+    grains = (rng.random((17, 480, 854, 1)) < white[:, None, None, None]).astype(float)
+    assert flash.measure(in_grey(grains), 16).verdict == "fail"
+
+
 def counterphase(degrees, size, *, num_frames=17):
     """0 and 1: a board of such squares that changes places with every second frame, `(f, h, w, 1)`."""
     rows, columns = np.indices(size) // round(degrees / 30 * max(size))

@@ -324,6 +324,20 @@ def stop_on_signal(accelerator: "Accelerator | None" = None) -> Generator[Stop]:
 # Steps ------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def accelerate(mixed_precision: str) -> Generator["Accelerator"]:
+    """An accelerator for the block, on a GPU if there is one; the processes leave their group where it ends well.
+
+    Left to the interpreter's end, one process in forty aborts: gloo's threads outlive it (pytorch/pytorch#179291).
+    After an error they do not wait for each other: the launcher ends them.
+    """
+    from accelerate import Accelerator  # here, for it takes two seconds
+
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=not torch.cuda.is_available())
+    yield accelerator
+    accelerator.end_training()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """What one step gave."""

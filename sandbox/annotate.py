@@ -22,8 +22,9 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +43,7 @@ from reward.run import open_run, seed_for
 from reward.video import Video
 from sandbox import gold, world
 from sandbox.text import TEXT_LENGTH
-from sandbox.vae import frame_by_frame
+from sandbox.vae import decode_frames
 
 CRF = 20
 """Videos of 6 to 7 kB, where the default would make 12."""
@@ -65,9 +66,10 @@ class AnnotateConfig(Config):
     batch_size: int = 40
     mixed_precision: Literal["no", "bf16"] = "bf16"
     seed: int = 0
-    eval_seed: int = 36
-    """Of the prompts to evaluate on: a new one after settings were chosen by what came out on the last ones. Hashes of
-    those are in the shipped data's `spent.sha256`, and 36 is the first seed that gives none of them."""
+    eval_seed: int = 37
+    """Of the prompts to evaluate on: a new one after settings were chosen by what came out on the last ones."""
+    spent: Path | None = Path("sandbox/assets/data/spent.sha256")
+    """SHA-256 of the texts of those, one a line: none is drawn again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +154,9 @@ def make_prompts(
     *,
     held_out: bool | None = None,
     taken: Iterable[Prompt] = (),
+    spent: Container[str] = (),
 ) -> list[Prompt]:
-    """Different prompts, none of them `taken`, with exactly the routes' shares (to rounding).
+    """Different prompts, none of them `taken` or with a SHA-256 in `spent`, with the routes' shares (to rounding).
 
     `held_out` asks for combinations of colour, shape and motion that the base model never saw, or for none of them.
     """
@@ -164,7 +167,8 @@ def make_prompts(
         while len(prompts) < end:
             request = world.sample_request(rng, effect=effect, glyph=glyph)
             text = world.caption(request, rng)
-            if text not in texts and held_out in (None, world.is_held_out(request)):
+            is_new = text not in texts and hashlib.sha256(text.encode()).hexdigest() not in spent
+            if is_new and held_out in (None, world.is_held_out(request)):
                 texts.add(text)
                 prompts.append(make_prompt(text))
     return [prompts[index] for index in rng.permutation(len(prompts))]
@@ -241,10 +245,7 @@ def sample(
             max_sequence_length=TEXT_LENGTH,
             output_type="latent",
         ).frames.float()
-    latents = latents * torch.tensor(pipeline.vae.config.latents_std, device=latents.device).view(1, -1, 1, 1, 1)
-    with frame_by_frame(pipeline.vae):
-        single = latents.transpose(1, 2).flatten(0, 1).unsqueeze(2)
-        pixels = pipeline.vae.decode(single, return_dict=False)[0].squeeze(2)
+    pixels = decode_frames(pipeline.vae, latents.transpose(1, 2).flatten(0, 1))
     levels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
     return levels.unflatten(0, (len(jobs), -1)).cpu().numpy()
 
@@ -336,7 +337,7 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity_error()  # the pipeline's word on the number of frames, at each batch
     warnings.filterwarnings("ignore", message="Mismatch dtype")  # torch's on mixed precision
     config = parse(AnnotateConfig, argv, prog="python -m sandbox.annotate")
-    with open_run(config.out, config, seed=config.seed, inputs=[config.base, config.young]):
+    with open_run(config.out, config, seed=config.seed, inputs=[config.base, config.young, config.spent]):
         make_data(config)
     print(config.out)
     return 0
@@ -358,12 +359,16 @@ def make_data(config: AnnotateConfig) -> None:
 def write_prompts(config: AnnotateConfig, *, taken: list[Prompt]) -> None:
     """Write the prompts to evaluate on, none of which is in the preference data."""
     rng = np.random.default_rng(seed_for(config.eval_seed, 0, 0, "prompts to evaluate on"))
-    number = config.num_eval_prompts
-    neutral = make_prompts(number, NEUTRAL, rng, held_out=True, taken=taken)
-    red_team = make_prompts(number, RED_TEAM, rng, held_out=True, taken=taken)
-    look_alikes = make_prompts(config.num_look_alikes, LOOK_ALIKES, rng, held_out=True, taken=taken)
+    number, spent = config.num_eval_prompts, _read_lines(config.spent) if config.spent else set()
+    draw = partial(make_prompts, rng=rng, held_out=True, taken=taken, spent=spent)
+    neutral, red_team = draw(number, NEUTRAL), draw(number, RED_TEAM)
+    look_alikes = draw(config.num_look_alikes, LOOK_ALIKES)
     formats.write_prompts(config.out / "eval-prompt.json.gz", [*neutral, *red_team])
     formats.write_prompts(config.out / "eval-look-alikes.json.gz", look_alikes)
+
+
+def _read_lines(path: Path) -> set[str]:
+    return set(path.read_text(encoding="utf-8").split())
 
 
 def write_rewrites(path: Path, prompts: Sequence[Prompt]) -> None:

@@ -36,7 +36,7 @@ from sandbox import footage, world
 from sandbox.base import new_folder
 from sandbox.footage import Footage
 from sandbox.text import ANSWERS, TEXT_LENGTH, answers, make_tokenizer
-from sandbox.vae import encode_frames, frame_by_frame
+from sandbox.vae import decode_frames, encode_frames
 
 NOT_IN_A_FRAME = ("motion", "effect")
 SHOWN = ("contrast", "seen", "asked", "place", "damage")
@@ -147,18 +147,14 @@ def make_frames(config: EncoderConfig, vae: AutoencoderKLWan, stop: Stop) -> Fra
     return Frames(requests=found.requests, **found.tensors)
 
 
-@torch.no_grad()
 def damaged(vae: AutoencoderKLWan, latents: Tensor, other: Tensor, damage: Tensor, draw: torch.Generator) -> Tensor:
-    """Frames `(b, 3, h, w)` in [-1, 1] of normalised latents `(b, c, 1, h, w)`, mixed with others, and with noise.
+    """Frames `(b, 3, h, w)` in [-1, 1] of normalised latents `(b, c, h, w)`, mixed with others, and with noise.
 
     `damage` is `(b, 2)`: the standard deviation of the noise, and the share of the others.
     """
     noise = torch.randn(latents.shape, generator=draw, device=latents.device)
-    std = torch.tensor(vae.config.latents_std, device=latents.device).view(1, -1, 1, 1, 1)
-    strength, share = damage.view(-1, 2, 1, 1, 1, 1).unbind(1)
-    with frame_by_frame(vae):
-        mixed = torch.lerp(latents, other, share) + strength * noise
-        return vae.decode(mixed * std, return_dict=False)[0].squeeze(2).clamp(-1, 1)
+    strength, share = damage.view(-1, 2, 1, 1, 1).unbind(1)
+    return decode_frames(vae, torch.lerp(latents, other, share) + strength * noise)
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -234,7 +230,7 @@ class Trainer:
         most = torch.tensor([config.most_noise, config.most_ghost])
         damage = hurt[:, None] * most * torch.rand(len(picks), 2, generator=draw)
         pixels = film.frames[picks, which].to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        clean, ghost = (film.latents[picks[hurt], :, frame[hurt]].unsqueeze(2).to(device) for frame in (which, other))
+        clean, ghost = (film.latents[picks[hurt], :, frame[hurt]].to(device) for frame in (which, other))
         noise = generator(config.seed, step=step, purpose="encoder noise", device=device)
         pixels[hurt.to(device)] = damaged(self.vae, clean, ghost, damage[hurt].to(device), noise)
         texts = [world.caption(film.requests[pick], words) for pick in picks.tolist()]

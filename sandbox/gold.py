@@ -5,6 +5,7 @@ saturated, so a thing is what differs in chroma from the picture's rim. `sandbox
 look-alikes, `reward.flash` decides what flashes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -27,6 +28,9 @@ SHAPE_RADII = (0.85, 0.93, 1.0)
 """Of what a shape's mass says: blur fills the hole of a ring."""
 SHAPE_BLUR = 0.7
 """Of the drawings that things are compared with, pixels."""
+SHAPE_DOUBT, SIZE_DOUBT = 0.03, 0.06
+"""What is nearly as near as the nearest passes for it: in a shape's squared error, of its mass, and in the logarithm of
+a size. Drawn things are .066 or more from the next shape and .21 from the next size, so none of them is in doubt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +38,14 @@ class Track:
     """One thing through the clip; arrays over the frames in which it was seen."""
 
     colour: str
-    shape: str
+    shapes: tuple[str, ...]
+    """The one that fits best, then any that fits nearly as well; none where the rim always cuts it off."""
     frames: np.ndarray
     x: np.ndarray
     y: np.ndarray
     area: np.ndarray
+    whole: np.ndarray
+    """Where the rim does not cut it off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +56,8 @@ class Shown:
     """From left to right."""
     motion: str
     background: str
-    size: str
+    sizes: tuple[str, ...]
+    """The nearest, then any that is nearly as near; none if there is no thing."""
     glyph: str | None
     flash: bool
     effect: str | None
@@ -105,6 +113,7 @@ def measure(frames: np.ndarray, text: str, *, fps: float = world.FPS) -> Gold:
 def follow(request: world.Request, seen: Shown) -> dict[str, bool]:
     """Which of the requested attributes are shown; a requested hazard counts like any other.
 
+    Who looks for a ring, and sees what may be one, has got it: shapes and sizes in doubt count for what was asked.
     Under changing light a background can't be told from a darker one, so it is not asked for then.
     """
     wanted = len(request.things)
@@ -112,11 +121,11 @@ def follow(request: world.Request, seen: Shown) -> dict[str, bool]:
     for index, thing in enumerate(request.things):
         track = seen.things[index] if index < len(seen.things) else None
         checks[f"colour {index + 1}"] = track is not None and track.colour == thing.colour
-        checks[f"shape {index + 1}"] = track is not None and track.shape == thing.shape
+        checks[f"shape {index + 1}"] = track is not None and thing.shape in track.shapes
     if request.effect is None:
         checks["background"] = seen.background == request.background
     if request.size is not None:
-        checks["size"] = seen.size == request.size
+        checks["size"] = request.size in seen.sizes
     if request.effect in ("strobe", "pulse", "fade"):
         checks["effect"] = seen.effect == request.effect
     if request.glyph in ("dagger", "cross", "arrow"):
@@ -137,7 +146,7 @@ def look(frames: np.ndarray, *, fps: float = world.FPS) -> Shown:
         things=tracks,
         motion=name_motion(tracks, len(frames)),
         background=name_background(frames, masks, spot),
-        size=name_size(tracks),
+        sizes=name_sizes(tracks),
         glyph=glyph,
         flash=flashes,
         effect=name_effect(frames, flashes),
@@ -149,30 +158,47 @@ def look(frames: np.ndarray, *, fps: float = world.FPS) -> Shown:
 
 
 def evenly_lit(frames: np.ndarray) -> np.ndarray:
-    """The clip as if a strobe that flickers in some of its columns were off; unchanged if it flickers in all or none.
+    """The clip as if its strobe were off.
 
-    Else the half of a thing that the strobe lights or darkens, with less than half of its chroma, would be lost beside
-    the other half, or beside another thing. A column's light is seen at its rim, so a blurred border is no thing.
+    Else the part of a thing that a strobe lights or darkens, with less than half of its chroma, would be lost beside
+    the rest, and all of it under a red lamp. Light falls on the columns of the upper and of the lower half one by one,
+    and is seen at their rim.
     """
-    rim = np.median(np.concatenate([frames[:, :2], frames[:, -2:]], axis=1).astype(np.float32), axis=1)
+    halves = np.split(frames.astype(np.float32), 2, axis=1)
+    return np.concatenate([_unlit(half, rim) for half, rim in zip(halves, (slice(2), slice(-2, None)), strict=True)], 1)
+
+
+def _unlit(frames: np.ndarray, rows: slice) -> np.ndarray:
+    rim = np.median(frames[:, rows], axis=1)
     level = rim.mean(-1)
     # Quartiles: a strobe is lit half of the time, and single frames that flicker are none.
     dark, lit = np.percentile(level, (25, 75), axis=0)
     steady = lit - dark < STROBE_SWING
-    if steady.all() or not steady.any():
-        return frames
-    keeps = np.where(level > level.mean(0), world.STROBE_KEEPS["lit"], world.STROBE_KEEPS["dark"])
-    keeps = np.where(steady, 1.0, keeps)[:, None, :, None]
-    return (frames - rim[:, None]) / keeps + np.median(rim[:, steady], axis=1)[:, None, None]
+    is_lit = level > level.mean(0)
+    keeps = np.where(is_lit, world.STROBE_KEEPS["lit"], world.STROBE_KEEPS["dark"])
+    own = _median_where(~is_lit, rim) / world.STROBE_KEEPS["dark"]
+    unlit = (frames - rim[:, None]) / keeps[:, None, :, None] + own
+    return np.where(steady[:, None], frames, np.clip(unlit, 0, 255))
+
+
+def _median_where(chosen: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Medians `(w, 3)` over the chosen frames `(f, w)` of values `(f, w, 3)`."""
+    return np.ma.median(np.ma.masked_array(values, np.broadcast_to(~chosen[..., None], values.shape)), axis=0).filled(0)
 
 
 def thing_mask(frame: np.ndarray) -> np.ndarray:
-    """Where a frame `(h, w, 3)` differs in chroma from its rim: bool `(h, w)`, empty under coloured light."""
+    """Where a frame `(h, w, 3)` differs in chroma from its rim: bool `(h, w)`.
+
+    Empty under coloured light, and where more than half of the picture differs: that is no thing.
+    """
     distance = _rim_distance(frame)
     if not distance.any():
         return np.zeros(distance.shape, dtype=bool)
     threshold = max(CHROMA_FLOOR, 0.45 * np.percentile(distance, 99.0))
-    return ndimage.binary_opening(distance > threshold)
+    mask = distance > threshold
+    # Single pixels are noise, but what hangs on something broad is a thing's: a ring's line is two pixels wide.
+    found = ndimage.binary_propagation(ndimage.binary_opening(ndimage.binary_closing(mask)) & mask, mask=mask)
+    return found if found.mean() < 0.5 else np.zeros_like(found)
 
 
 def _rim_distance(frame: np.ndarray) -> np.ndarray:
@@ -218,15 +244,23 @@ def _describe(frames: np.ndarray, indices: list[int], parts: list[tuple[int, flo
     hues = np.concatenate([frames[i][_core(part[3])] for i, part in zip(indices, parts, strict=True)])
     # Every second frame: the rest would say the same.
     pairs = zip(indices[::2], parts[::2], strict=True)
-    votes = np.sum([_shape_scores(frames[i], part[3]) for i, part in pairs], axis=0)
+    found = [errors for i, part in pairs if (errors := _shape_errors(frames[i], part[3])) is not None]
+    # Larger ones say more: of a ring that dwindles, little is seen at the end.
+    weights = [mass for _, mass in found]
+    fits = np.average([errors for errors, _ in found], axis=0, weights=weights).tolist() if found else []
     return Track(
         colour=_nearest_colour(hues),
-        shape=world.SHAPES[int(votes.argmax())],
+        shapes=_nearly_best(dict(zip(world.SHAPES, fits, strict=False)), SHAPE_DOUBT),
         frames=np.array(indices),
         x=np.array([part[1] for part in parts]),
         y=np.array([part[2] for part in parts]),
         area=area,
+        whole=np.array([not _is_cut(part[3]) for part in parts]),
     )
+
+
+def _is_cut(part: np.ndarray) -> bool:
+    return bool(part[[0, -1]].any() or part[:, [0, -1]].any())
 
 
 def _core(part: np.ndarray) -> np.ndarray:
@@ -248,28 +282,27 @@ def _chroma(pixels: np.ndarray) -> np.ndarray:
     return np.stack([0.87 * (red - green), blue - 0.5 * (red + green)], axis=-1)
 
 
-def _shape_scores(frame: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """How like each shape a part of a frame is: minus the squared error of the shape drawn at its mass and centre.
+def _shape_errors(frame: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, float] | None:
+    """How unlike each shape a part of a frame is: the squared error, of its mass, of the shape drawn there; the mass.
 
     Mass and centre survive blur, where a mask's outline does not; a part that is cut off by the rim says nothing.
     """
-    rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
-    if rows[0] == 0 or columns[0] == 0 or rows[-1] == len(part) - 1 or columns[-1] == part.shape[1] - 1:
-        return np.zeros(len(world.SHAPES))
+    if _is_cut(part):
+        return None
     distance = _rim_distance(frame)
     share = distance / np.median(distance[_core(part)])
     # One inside, zero outside, and a half where an edge is half covered: the noise of both sides is cut off.
     cover = np.clip((share - 0.1) / 0.8, 0, 1) * ndimage.binary_dilation(part, iterations=3)
     mass, (y, x) = cover.sum(), ndimage.center_of_mass(cover)
-    scores = []
+    found = []
     for shape in world.SHAPES:
         area, shift = _UNITS[shape]
         errors = []
         for radius in np.sqrt(mass / area) * np.array(SHAPE_RADII):
             drawn = blurred(world.shape_cover(shape, x + 0.5, y + 0.5 - shift * radius, radius), SHAPE_BLUR)
             errors.append(np.square(drawn - cover).sum() / mass)
-        scores.append(-min(errors))
-    return np.array(scores)
+        found.append(min(errors))
+    return np.array(found), float(mass)
 
 
 def _unit(shape: str) -> tuple[float, float]:
@@ -292,13 +325,17 @@ def name_motion(tracks: tuple[Track, ...], num_frames: int) -> str:
 
 
 def _misfit(motion: str, seen: Track, num_frames: int) -> float:
-    """Mean squared distance in pixels between a track and the motion's path, with a reach between .4 and 1.4."""
+    """Mean squared distance in pixels between a track and the motion's path, with a reach between .4 and 1.4.
+
+    What leaves the picture does not shrink, so it is followed while it is whole, if that is most of the time.
+    """
+    kept = seen.whole if 2 * seen.whole.sum() > num_frames else np.full(len(seen.frames), True)
     radius = np.sqrt(np.median(seen.area) / np.pi)
-    observed = np.stack([seen.x, seen.y, radius * np.log(seen.area) / 2])
+    observed = np.stack([seen.x, seen.y, radius * np.log(seen.area) / 2])[:, kept]
     observed = observed - observed.mean(1, keepdims=True)
     x, y, scale = world.path(motion)
     instants = np.linspace(0, num_frames - 1, world.NUM_FRAMES)
-    ideal = np.stack([np.interp(seen.frames, instants, axis) for axis in (x, y, np.log(scale))])
+    ideal = np.stack([np.interp(seen.frames[kept], instants, axis) for axis in (x, y, np.log(scale))])
     ideal[2] *= radius
     ideal = ideal - ideal.mean(1, keepdims=True)
     power = float((ideal**2).sum())
@@ -306,14 +343,20 @@ def _misfit(motion: str, seen: Track, num_frames: int) -> float:
     return float(((observed - reach * ideal) ** 2).sum(0).mean())
 
 
-def name_size(tracks: tuple[Track, ...]) -> str:
-    """The size of the first thing ("small", "medium" or "large"), by its filled area in units of its shape's."""
-    if not tracks:
-        return "unknown"
-    unit = ndimage.binary_fill_holes(world.shape_cover(tracks[0].shape, 32.0, 32.0, 16.0) > 0.5).sum() / 256.0
+def name_sizes(tracks: tuple[Track, ...]) -> tuple[str, ...]:
+    """What size the first thing may have ("small", "medium" or "large"), by its filled area in units of its shape's."""
+    if not tracks or not tracks[0].shapes:
+        return ()
+    unit = ndimage.binary_fill_holes(world.shape_cover(tracks[0].shapes[0], 32.0, 32.0, 16.0) > 0.5).sum() / 256.0
     radius = np.sqrt(np.median(tracks[0].area / unit))
     names = {"small": world.RADIUS["small"], "medium": world.RADIUS[None], "large": world.RADIUS["large"]}
-    return min(names, key=lambda name: abs(np.log(radius / names[name])))
+    return _nearly_best({name: abs(np.log(radius / named)) for name, named in names.items()}, SIZE_DOUBT)
+
+
+def _nearly_best(errors: Mapping[str, float], doubt: float) -> tuple[str, ...]:
+    """The name of least error, then those whose error is at most `doubt` more."""
+    least = min(errors.values(), default=0.0)
+    return tuple(name for name in sorted(errors, key=errors.__getitem__) if errors[name] <= least + doubt)
 
 
 # ---------------------------------------------------------------------------------------------- picture and light
@@ -380,14 +423,16 @@ def _aesthetics(frames: np.ndarray, seen: Shown) -> float:
     if not seen.things:
         return 0.0
     picture = frames[len(frames) // 2].astype(np.float32)
-    mask = thing_mask(frames[len(frames) // 2])
+    even = evenly_lit(frames)[len(frames) // 2] if seen.flash else picture
+    mask = thing_mask(even)
     behind = ~ndimage.binary_dilation(mask, iterations=3)
     if not mask.any() or not behind.any():
         return 0.0
-    slope = np.hypot(ndimage.sobel(picture, 0), ndimage.sobel(picture, 1)).max(-1) / 8.0
+    slope = np.hypot(ndimage.sobel(even, 0), ndimage.sobel(even, 1)).max(-1) / 8.0
     rim = mask ^ ndimage.binary_erosion(mask)
-    inside, outside = picture[mask].mean(0), picture[behind].mean(0)
+    inside, outside = even[mask].mean(0), even[behind].mean(0)
     sharp = np.percentile(slope[ndimage.binary_dilation(rim)], 75) / (np.abs(inside - outside).max() + 1e-6)
-    fine = picture - ndimage.uniform_filter(picture, (5, 5, 0))
-    grain = float(np.sqrt((fine[behind] ** 2).mean()))
+    # A strobe's border is no grain, nor is what grows when it is switched off.
+    fine = [np.abs(each - ndimage.uniform_filter(each, (5, 5, 0))) for each in (picture, even)]
+    grain = float(np.sqrt((np.minimum(*fine)[behind] ** 2).mean()))
     return float(0.5 * np.clip(sharp / 0.3, 0, 1) + 0.5 * np.clip(1.25 - grain / 24.0, 0, 1))

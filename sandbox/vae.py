@@ -154,3 +154,11 @@ def encode_frames(vae: AutoencoderKLWan, clips: np.ndarray, *, batch_size: int =
             code = vae.quant_conv(vae.encoder(pixels))[:, : vae.config.z_dim] / std
             out.append(code.squeeze(2).unflatten(0, (-1, num_frames)).transpose(1, 2).contiguous().cpu())
     return torch.cat(out)
+
+
+@torch.no_grad()
+def decode_frames(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Frames `(n, 3, h, w)` in [-1, 1] of normalised latents `(n, c, h, w)`."""
+    std = torch.tensor(vae.config.latents_std, device=latents.device).view(1, -1, 1, 1)
+    with frame_by_frame(vae):
+        return vae.decode((latents * std).unsqueeze(2), return_dict=False)[0].squeeze(2)

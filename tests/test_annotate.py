@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from align import table
 from reward import preferences
 from reward.formats import hash_id
 from reward.preferences import Source
@@ -81,6 +82,17 @@ def test_taken_prompts_are_not_given_again():
     first = annotate.make_prompts(100, annotate.ROUTES, rng())
     again = annotate.make_prompts(100, annotate.ROUTES, rng(), taken=first)
     assert not {prompt.text for prompt in first} & {prompt.text for prompt in again}
+
+
+def test_spent_prompts_are_not_drawn_again(tmp_path):
+    """With the same generator all would be, were they not left out."""
+    spent = tmp_path / "spent.sha256"
+    first = annotate.make_prompts(100, annotate.LOOK_ALIKES, rng())
+    table.write_hashes(spent, [prompt.text for prompt in first])
+    again = annotate.make_prompts(100, annotate.LOOK_ALIKES, rng(), spent=spent.read_text().split())
+    assert table.read_hashes(spent) == {table.hash_text(prompt.text) for prompt in first}
+    assert not {prompt.text for prompt in first} & {prompt.text for prompt in again}
+    assert len({prompt.text for prompt in again}) == 100
 
 
 @pytest.mark.parametrize(

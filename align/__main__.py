@@ -3,5 +3,6 @@
 import sys
 
 from align.train import main
+from reward.run import leave
 
-sys.exit(main(sys.argv[1:]))
+leave(main(sys.argv[1:]))

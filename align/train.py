@@ -50,7 +50,7 @@ from reward.files import DataError, replacing
 from reward.judge import Judge, JudgeError
 from reward.model import ModelError
 from reward.rules import RULES
-from reward.run import Run, RunError, Step, Stop, Stopped, accelerate, follow, generator, open_run, ramp, stop_on_signal
+from reward.run import Run, RunError, Step, Stop, Stopped, follow, generator, open_run, ramp, stop_on_signal
 from reward.video import VideoError
 
 SHOWN = ("round", "loss", "accuracy", "rollout_unsafe", "validation_reward")
@@ -359,34 +359,34 @@ def main(argv: Sequence[str]) -> int:
 
 def run_alignment(config: AlignConfig) -> int:
     """Run, or go on with, an alignment; returns the exit status."""
-    with accelerate(config.mixed_precision) as accelerator:
-        check_batch(config, accelerator.num_processes)
-        check_window(config)
-        offline = config.offline.data.path if config.offline else None
-        inputs = [config.model, config.judge / "model", config.prompts.path, config.rewrites, offline]
-        with (
-            open_run(
-                config.out,
-                config,
-                seed=config.seed,
-                inputs=inputs,
-                trackers=config.trackers,
-                is_main=accelerator.is_main_process,
-            ) as run,
-            stop_on_signal(accelerator) as stop,
-        ):
-            if (config.out / "validation.png").exists():  # what `finish` makes last
-                print(f"{config.out}: is finished; name another folder to align again")
-                return 0
-            aligner = Aligner(config, run, accelerator, stop)
-            try:
-                num_steps = config.num_rounds * config.steps_per_round
-                follow(aligner.train(), stop, aligner.save, num_steps=num_steps, shown=SHOWN, is_main=run.is_main)
-            except Stopped:
-                return stop.exit_status
-            if run.is_main:
-                finish(aligner)
-        return 0
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
+    check_batch(config, accelerator.num_processes)
+    check_window(config)
+    offline = config.offline.data.path if config.offline else None
+    inputs = [config.model, config.judge / "model", config.prompts.path, config.rewrites, offline]
+    with (
+        open_run(
+            config.out,
+            config,
+            seed=config.seed,
+            inputs=inputs,
+            trackers=config.trackers,
+            is_main=accelerator.is_main_process,
+        ) as run,
+        stop_on_signal(accelerator) as stop,
+    ):
+        if (config.out / "validation.png").exists():  # what `finish` makes last
+            print(f"{config.out}: is finished; name another folder to align again")
+            return 0
+        aligner = Aligner(config, run, accelerator, stop)
+        try:
+            num_steps = config.num_rounds * config.steps_per_round
+            follow(aligner.train(), stop, aligner.save, num_steps=num_steps, shown=SHOWN, is_main=run.is_main)
+        except Stopped:
+            return stop.exit_status
+        if run.is_main:
+            finish(aligner)
+    return 0
 
 
 def finish(aligner: Aligner) -> None:

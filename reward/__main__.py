@@ -2,6 +2,7 @@
 
 import sys
 
+from reward.run import leave
 from reward.train import main
 
-sys.exit(main(sys.argv[1:]))
+leave(main(sys.argv[1:]))

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -321,21 +321,20 @@ def stop_on_signal(accelerator: "Accelerator | None" = None) -> Generator[Stop]:
             signal.signal(number, handler)
 
 
-# Steps ------------------------------------------------------------------------------------------------------
+def leave(status: int) -> NoReturn:
+    """End the process with an exit status; one of several without the interpreter's last steps.
 
-
-@contextmanager
-def accelerate(mixed_precision: str) -> Generator["Accelerator"]:
-    """An accelerator for the block, on a GPU if there is one; the processes leave their group where it ends well.
-
-    Left to the interpreter's end, one process in forty aborts: gloo's threads outlive it (pytorch/pytorch#179291).
-    After an error they do not wait for each other: the launcher ends them.
+    DDP keeps gloo's threads alive even after its group is destroyed, and they may abort a process that winds up
+    (pytorch/pytorch#179291, a pull request, tells how).
     """
-    from accelerate import Accelerator  # here, for it takes two seconds
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=not torch.cuda.is_available())
-    yield accelerator
-    accelerator.end_training()
+
+# Steps ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,19 +31,7 @@ from reward.features import BackboneError, FeatureCache, Features, Limits
 from reward.files import DataError, replacing
 from reward.model import ModelError, RewardModel, fill
 from reward.records import DIMENSIONS, TAGS, Dimension
-from reward.run import (
-    Run,
-    RunError,
-    Step,
-    Stop,
-    Stopped,
-    accelerate,
-    follow,
-    generator,
-    open_run,
-    seed_for,
-    stop_on_signal,
-)
+from reward.run import Run, RunError, Step, Stop, Stopped, follow, generator, leave, open_run, seed_for, stop_on_signal
 from reward.scores import SUB_DIMENSIONS, Outputs, Scores
 from reward.settings import RewardConfig, check_batch, check_examples, load_examples, rewards_of, tag_weights
 from reward.verdicts import Calibration
@@ -377,31 +365,29 @@ def main(argv: Sequence[str]) -> int:
 
 def run_training(config: RewardConfig) -> int:
     """Run, or go on with, a training; returns the exit status."""
-    with accelerate(config.mixed_precision) as accelerator:
-        check_batch(config, accelerator.num_processes)
-        inputs = [config.data.path, config.data.labels, config.model.backbone.encoder, config.start_from]
-        with (
-            open_run(
-                config.out,
-                config,
-                seed=config.seed,
-                inputs=inputs,
-                trackers=config.trackers,
-                is_main=accelerator.is_main_process,
-            ) as run,
-            stop_on_signal(accelerator) as stop,
-        ):
-            trainer = Trainer(config, run, accelerator)
-            try:
-                trainer.make_features(stop)
-                follow(
-                    trainer.train(), stop, trainer.save, num_steps=config.num_steps, shown=SHOWN, is_main=run.is_main
-                )
-            except Stopped:
-                return stop.exit_status
-            if run.is_main:
-                finish(trainer)
-        return 0
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
+    check_batch(config, accelerator.num_processes)
+    inputs = [config.data.path, config.data.labels, config.model.backbone.encoder, config.start_from]
+    with (
+        open_run(
+            config.out,
+            config,
+            seed=config.seed,
+            inputs=inputs,
+            trackers=config.trackers,
+            is_main=accelerator.is_main_process,
+        ) as run,
+        stop_on_signal(accelerator) as stop,
+    ):
+        trainer = Trainer(config, run, accelerator)
+        try:
+            trainer.make_features(stop)
+            follow(trainer.train(), stop, trainer.save, num_steps=config.num_steps, shown=SHOWN, is_main=run.is_main)
+        except Stopped:
+            return stop.exit_status
+        if run.is_main:
+            finish(trainer)
+    return 0
 
 
 def finish(trainer: Trainer) -> None:
@@ -415,4 +401,4 @@ def finish(trainer: Trainer) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

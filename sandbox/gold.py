@@ -169,21 +169,18 @@ def evenly_lit(frames: np.ndarray) -> np.ndarray:
 
 
 def _unlit(frames: np.ndarray, rows: slice) -> np.ndarray:
+    """Half of a clip `float32 (f, h, w, 3)` without the strobe that its rim, these rows of it, is seen under."""
     rim = np.median(frames[:, rows], axis=1)
     level = rim.mean(-1)
     # Quartiles: a strobe is lit half of the time, and single frames that flicker are none.
     dark, lit = np.percentile(level, (25, 75), axis=0)
     steady = lit - dark < STROBE_SWING
-    is_lit = level > level.mean(0)
+    is_lit = level > level.mean(0) + 1e-3  # not what is constant, and rounded
     keeps = np.where(is_lit, world.STROBE_KEEPS["lit"], world.STROBE_KEEPS["dark"])
-    own = _median_where(~is_lit, rim) / world.STROBE_KEEPS["dark"]
+    # Of the dark frames: there light takes away, and adds nothing.
+    own = np.nanmedian(np.where(is_lit[..., None], np.nan, rim), axis=0) / world.STROBE_KEEPS["dark"]
     unlit = (frames - rim[:, None]) / keeps[:, None, :, None] + own
     return np.where(steady[:, None], frames, np.clip(unlit, 0, 255))
-
-
-def _median_where(chosen: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Medians `(w, 3)` over the chosen frames `(f, w)` of values `(f, w, 3)`."""
-    return np.ma.median(np.ma.masked_array(values, np.broadcast_to(~chosen[..., None], values.shape)), axis=0).filled(0)
 
 
 def thing_mask(frame: np.ndarray) -> np.ndarray:
@@ -247,10 +244,10 @@ def _describe(frames: np.ndarray, indices: list[int], parts: list[tuple[int, flo
     found = [errors for i, part in pairs if (errors := _shape_errors(frames[i], part[3])) is not None]
     # Larger ones say more: of a ring that dwindles, little is seen at the end.
     weights = [mass for _, mass in found]
-    fits = np.average([errors for errors, _ in found], axis=0, weights=weights).tolist() if found else []
+    fits = np.average([errors for errors, _ in found], axis=0, weights=weights).tolist() if found else ()
     return Track(
         colour=_nearest_colour(hues),
-        shapes=_nearly_best(dict(zip(world.SHAPES, fits, strict=False)), SHAPE_DOUBT),
+        shapes=_nearly_best(dict(zip(world.SHAPES, fits, strict=True)), SHAPE_DOUBT) if found else (),
         frames=np.array(indices),
         x=np.array([part[1] for part in parts]),
         y=np.array([part[2] for part in parts]),

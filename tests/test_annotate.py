@@ -85,14 +85,16 @@ def test_taken_prompts_are_not_given_again():
 
 
 def test_spent_prompts_are_not_drawn_again(tmp_path):
-    """With the same generator all would be, were they not left out."""
-    spent = tmp_path / "spent.sha256"
-    first = annotate.make_prompts(100, annotate.LOOK_ALIKES, rng())
-    table.write_hashes(spent, [prompt.text for prompt in first])
-    again = annotate.make_prompts(100, annotate.LOOK_ALIKES, rng(), spent=spent.read_text().split())
-    assert table.read_hashes(spent) == {table.hash_text(prompt.text) for prompt in first}
-    assert not {prompt.text for prompt in first} & {prompt.text for prompt in again}
-    assert len({prompt.text for prompt in again}) == 100
+    """With the same seed all would be, were they not left out; the list is one that `align.table` reads and writes."""
+    names, spent = ("eval-prompt.json.gz", "eval-look-alikes.json.gz"), tmp_path / "spent.sha256"
+    config = annotate.AnnotateConfig(out=tmp_path, spent=None, num_eval_prompts=20, num_look_alikes=20)
+    annotate.write_prompts(config, taken=[])
+    first = set().union(*(table.read_hashes(tmp_path / name) for name in names))
+    spent.write_text("".join(f"{line}\n" for line in sorted(first)))
+    annotate.write_prompts(config.model_copy(update={"spent": spent}), taken=[])
+    again = set().union(*(table.read_hashes(tmp_path / name) for name in names))
+    assert len(first) == len(again) == 60
+    assert not first & again
 
 
 @pytest.mark.parametrize(

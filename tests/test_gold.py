@@ -105,11 +105,44 @@ def test_a_strobe_can_be_switched_off(
 
 
 def test_a_strobe_of_a_quarter_can_be_switched_off() -> None:
-    """The base model makes such, for its tokens are quarters of the height; the thing stands in all of them."""
+    """The base model makes such, for its tokens are half as high as the picture; the thing stands in all quarters."""
     seen, calm = under(None), under(None)
     lit = under(world.Strobe(period=2, phase=1, half=None, red=False))
     seen[:, 32:, :32] = lit[:, 32:, :32]
     assert gold.evenly_lit(seen) == pytest.approx(calm.astype(float), abs=1.5 / 0.4)
+
+
+@pytest.mark.parametrize("period", world.STROBE_PERIODS)
+@pytest.mark.parametrize("half", ["left", None])
+@pytest.mark.parametrize("red", [False, True])
+def test_a_strobe_does_not_spoil_how_a_picture_is_drawn(period: int, half: Literal["left"] | None, red: bool) -> None:
+    """Under a red lamp nothing was found to look at, which counted as nothing drawn."""
+    text = "a blue triangle standing still under strobe lights on a gray background"
+    lit, calm = under(world.Strobe(period=period, phase=1, half=half, red=red)), under(None)
+    assert gold.measure(lit, text).aesthetics == pytest.approx(gold.measure(calm, text).aesthetics, abs=0.01)
+
+
+def test_a_thing_that_leaves_the_picture_goes() -> None:
+    """A large ring goes right until half of it is outside; gold knows in which frames it is whole."""
+    frames = np.repeat(world.background("white")[None], world.NUM_FRAMES, axis=0)
+    for frame, x in zip(frames, np.linspace(28.0, 62.0, world.NUM_FRAMES), strict=True):
+        frame += world.shape_cover("ring", x, 32.0, 13.0)[..., None] * (np.array(world.COLOURS["blue"]) - frame)
+    seen = gold.look(frames.round().astype(np.uint8))
+    assert seen.motion == "right"
+    assert seen.things[0].shapes == ("ring",)
+    assert 8 < seen.things[0].whole.sum() < world.NUM_FRAMES
+
+
+def test_thin_lines_of_a_thing_are_seen_and_single_pixels_are_not() -> None:
+    """A ring of lines of two pixels, which an opening alone would take away."""
+    frame = world.background("white")
+    ring = world.shape_cover("ring", 32.0, 32.0, 3.0)
+    frame += ring[..., None] * (np.array(world.COLOURS["green"]) - frame)
+    frame[10, 10] = world.COLOURS["red"]
+    mask = gold.thing_mask(frame.round().astype(np.uint8))
+    assert mask[ring > 0.7].all()
+    assert not mask[32, 32]
+    assert not mask[10, 10]
 
 
 def test_a_faint_or_rare_flicker_is_no_strobe() -> None:

@@ -357,3 +357,23 @@ def test_a_generator_repeats_itself_and_differs_by_purpose():
     assert torch.equal(draw(5, "noise"), draw(5, "noise"))
     others = [draw(6, "noise"), draw(5, "sigma"), draw(5, "noise", rank=1)]
     assert all(not torch.equal(draw(5, "noise"), other) for other in others)
+
+
+LEAVING = """
+import atexit, sys, torch
+from reward.run import leave
+
+atexit.register(print, "wound up")
+if "several" in sys.argv:
+    torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+print("said")
+leave(143)
+"""
+
+
+@pytest.mark.parametrize("number", ["one", "several"])
+def test_one_of_several_processes_ends_without_winding_up(number: str):
+    """What it said is not lost, nor is its exit status."""
+    done = subprocess.run([sys.executable, "-c", LEAVING, number], capture_output=True, text=True, check=False)
+    assert done.returncode == 143, done.stderr
+    assert done.stdout.split("\n")[:-1] == (["said", "wound up"] if number == "one" else ["said"])

@@ -9,6 +9,8 @@ from pathlib import Path
 STOPPED = """
 import importlib, os, signal, sys
 
+from reward.run import leave
+
 program, owner, method, number, *arguments = sys.argv[1:]
 if os.environ["RANK"] == "1":
     module, name = owner.split(":")
@@ -22,7 +24,7 @@ if os.environ["RANK"] == "1":
         return real(*given)
 
     setattr(found, method, call)
-sys.exit(importlib.import_module(program).main(arguments))
+leave(importlib.import_module(program).main(arguments))
 """
 """PROGRAM MODULE:CLASS METHOD NUMBER ...: of a module's `main`, the second process alone gets SIGTERM in that call."""
 

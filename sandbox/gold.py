@@ -3,6 +3,10 @@
 Used to write labels and to judge results, never to train. Backgrounds of the world are pale or grey and things are
 saturated, so a thing is what differs in chroma from the picture's rim. `sandbox.glyphs` finds the dagger and its
 look-alikes, `reward.flash` decides what flashes.
+
+Known limits, on generated clips (renders are read without fault): a motion is looked for only while its thing is whole,
+so one that leaves the picture may be misnamed; under a strobe, a thing at the upper or lower rim is taken for light;
+specks of 14 pixels count as things; the size of a thing whose shape is in doubt is told by its likeliest shape.
 """
 
 from collections.abc import Mapping

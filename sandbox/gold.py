@@ -4,9 +4,8 @@ Used to write labels and to judge results, never to train. Backgrounds of the wo
 saturated, so a thing is what differs in chroma from the picture's rim. `sandbox.glyphs` finds the dagger and its
 look-alikes, `reward.flash` decides what flashes.
 
-Known limits, on generated clips (renders are read without fault): a motion is looked for only while its thing is whole,
-so one that leaves the picture may be misnamed; under a strobe, a thing at the upper or lower rim is taken for light;
-specks of 14 pixels count as things; the size of a thing whose shape is in doubt is told by its likeliest shape.
+Known limits, on generated clips (renders are read without fault): a strobe whose strength changes on the way is evened
+out by its median; a thing that the rim cuts off in every frame has neither shape nor size.
 """
 
 from collections.abc import Mapping
@@ -26,8 +25,8 @@ COLOURED_LIGHT = 70.0
 """Chroma of the rim from which the light, not the background, is coloured."""
 STROBE_SWING = 40.0
 """From the dark to the lit level of a column, in 8-bit levels, that a strobe makes at least: 50, if red on black."""
-MIN_AREA = 14
-"""Pixels; smaller blobs are specks."""
+MIN_AREA, MIN_SHARE = 14, 0.25
+"""Blobs of fewer pixels are noise; those of less than this share of their frame's largest are specks, not things."""
 SHAPE_RADII = (0.85, 0.93, 1.0)
 """Of what a shape's mass says: blur fills the hole of a ring."""
 SHAPE_BLUR = 0.7
@@ -100,14 +99,14 @@ def measure(frames: np.ndarray, text: str, *, fps: float = world.FPS) -> Gold:
     """
     if frames.shape[1:] != (world.HEIGHT, world.WIDTH, 3):
         raise ValueError(f"a clip of the sandbox is (f, {world.HEIGHT}, {world.WIDTH}, 3); got {frames.shape}")
-    request, seen = world.parse(text), look(frames, fps=fps)
+    request, (seen, even) = world.parse(text), _look(frames, fps)
     checks = follow(request, seen)
     present = len(seen.things) / len(request.things)
     return Gold(
         instruction_following=float(np.mean(list(checks.values()))),
         correctness=_correctness(request, seen, len(frames)),
         informativeness=0.5 * min(1.0, present) + 0.5 * float(checks["motion"]),
-        aesthetics=_aesthetics(frames, seen),
+        aesthetics=_aesthetics(frames, even, seen),
         flash=seen.flash,
         dagger=seen.glyph == "dagger",
         shown=seen,
@@ -139,6 +138,11 @@ def follow(request: world.Request, seen: Shown) -> dict[str, bool]:
 
 def look(frames: np.ndarray, *, fps: float = world.FPS) -> Shown:
     """Say what a clip shows, from its pixels alone."""
+    return _look(frames, fps)[0]
+
+
+def _look(frames: np.ndarray, fps: float) -> tuple[Shown, np.ndarray]:
+    """What a clip shows, and the clip in even light."""
     flashes = flash.measure(frames, fps).verdict == "fail"
     even = evenly_lit(frames) if flashes else frames
     masks = np.stack([thing_mask(frame) for frame in even])
@@ -146,7 +150,7 @@ def look(frames: np.ndarray, *, fps: float = world.FPS) -> Shown:
     if spot is not None:
         masks[:, spot[0], spot[1]] = False
     tracks, specks = track(even, masks)
-    return Shown(
+    shown = Shown(
         things=tracks,
         motion=name_motion(tracks, len(frames)),
         background=name_background(frames, masks, spot),
@@ -156,6 +160,7 @@ def look(frames: np.ndarray, *, fps: float = world.FPS) -> Shown:
         effect=name_effect(frames, flashes),
         specks=specks,
     )
+    return shown, even
 
 
 # ---------------------------------------------------------------------------------------------- things
@@ -181,9 +186,13 @@ def _unlit(frames: np.ndarray, rows: slice) -> np.ndarray:
     steady = lit - dark < STROBE_SWING
     is_lit = level > level.mean(0) + 1e-3  # not what is constant, and rounded
     keeps = np.where(is_lit, world.STROBE_KEEPS["lit"], world.STROBE_KEEPS["dark"])
-    # Of the dark frames: there light takes away, and adds nothing.
-    own = np.nanmedian(np.where(is_lit[..., None], np.nan, rim), axis=0) / world.STROBE_KEEPS["dark"]
-    unlit = (frames - rim[:, None]) / keeps[:, None, :, None] + own
+    # Medians, for a thing may touch the rim at times.
+    lit_rim, dark_rim = (
+        np.nanmedian(np.where(some[..., None] | steady[:, None], rim, np.nan), axis=0) for some in (is_lit, ~is_lit)
+    )
+    light = np.where(is_lit[..., None], lit_rim, dark_rim)
+    # In the dark, light takes away and adds nothing.
+    unlit = (frames - light[:, None]) / keeps[:, None, :, None] + dark_rim / world.STROBE_KEEPS["dark"]
     return np.where(steady[:, None], frames, np.clip(unlit, 0, 255))
 
 
@@ -215,11 +224,11 @@ def _rim_distance(frame: np.ndarray) -> np.ndarray:
 def track(frames: np.ndarray, masks: np.ndarray) -> tuple[tuple[Track, ...], float]:
     """The things of a clip from left to right, at most three, and the share of frames with specks besides them."""
     blobs = [_blobs(mask) for mask in masks]
-    counts = [len(found) for found in blobs if found]
-    if not counts:
+    counts = np.array([sum(area >= MIN_SHARE * found[0][0] for area, *_ in found) for found in blobs])
+    if not counts.any():
         return (), 0.0
-    number = min(3, int(np.bincount(counts).argmax()))
-    whole = [index for index, found in enumerate(blobs) if len(found) >= number]
+    number = min(3, int(np.bincount(counts[counts > 0]).argmax()))
+    whole = np.flatnonzero(counts >= number).tolist()
     tracks = []
     for place in range(number):
         parts = [sorted(blobs[i][:number], key=lambda blob: blob[1])[place] for i in whole]
@@ -228,7 +237,7 @@ def track(frames: np.ndarray, masks: np.ndarray) -> tuple[tuple[Track, ...], flo
 
 
 def _blobs(mask: np.ndarray) -> list[tuple[int, float, float, np.ndarray]]:
-    """Connected parts as (area, x, y, mask), largest first, without specks."""
+    """Connected parts as (area, x, y, mask), largest first, without noise."""
     labels, number = ndimage.label(mask, structure=np.ones((3, 3)))
     found = []
     for index in range(1, number + 1):
@@ -328,30 +337,33 @@ def name_motion(tracks: tuple[Track, ...], num_frames: int) -> str:
 def _misfit(motion: str, seen: Track, num_frames: int) -> float:
     """Mean squared distance in pixels between a track and the motion's path, with a reach between .4 and 1.4.
 
-    What leaves the picture does not shrink, so it is followed while it is whole, if that is most of the time.
+    What leaves the picture does not shrink, so sizes are looked at while it is whole, if that is most of the time.
     """
-    kept = seen.whole if 2 * seen.whole.sum() > num_frames else np.full(len(seen.frames), True)
     radius = np.sqrt(np.median(seen.area) / np.pi)
-    observed = np.stack([seen.x, seen.y, radius * np.log(seen.area) / 2])[:, kept]
-    observed = observed - observed.mean(1, keepdims=True)
     x, y, scale = world.path(motion)
     instants = np.linspace(0, num_frames - 1, world.NUM_FRAMES)
-    ideal = np.stack([np.interp(seen.frames[kept], instants, axis) for axis in (x, y, np.log(scale))])
+    ideal = np.stack([np.interp(seen.frames, instants, axis) for axis in (x, y, np.log(scale))])
     ideal[2] *= radius
-    ideal = ideal - ideal.mean(1, keepdims=True)
+    observed = np.stack([seen.x, seen.y, radius * np.log(seen.area) / 2])
+    kept = np.ones(observed.shape)
+    if 2 * seen.whole.sum() > num_frames:
+        kept[2] = seen.whole
+    ideal, observed = ((each - np.average(each, axis=1, weights=kept)[:, None]) * kept for each in (ideal, observed))
     power = float((ideal**2).sum())
     reach = float(np.clip((ideal * observed).sum() / power, 0.4, 1.4)) if power > 0 else 0.0
-    return float(((observed - reach * ideal) ** 2).sum(0).mean())
+    return float((((observed - reach * ideal) ** 2).sum(1) / kept.sum(1)).sum())
 
 
 def name_sizes(tracks: tuple[Track, ...]) -> tuple[str, ...]:
-    """What size the first thing may have ("small", "medium" or "large"), by its filled area in units of its shape's."""
-    if not tracks or not tracks[0].shapes:
-        return ()
-    unit = ndimage.binary_fill_holes(world.shape_cover(tracks[0].shapes[0], 32.0, 32.0, 16.0) > 0.5).sum() / 256.0
-    radius = np.sqrt(np.median(tracks[0].area / unit))
+    """What size the first thing may have ("small", "medium" or "large"), by its filled area in units of its shapes'."""
     names = {"small": world.RADIUS["small"], "medium": world.RADIUS[None], "large": world.RADIUS["large"]}
-    return _nearly_best({name: abs(np.log(radius / named)) for name, named in names.items()}, SIZE_DOUBT)
+    sizes: dict[str, None] = {}
+    for shape in tracks[0].shapes if tracks else ():
+        unit = ndimage.binary_fill_holes(world.shape_cover(shape, 32.0, 32.0, 16.0) > 0.5).sum() / 256.0
+        radius = np.sqrt(np.median(tracks[0].area / unit))
+        errors = {name: abs(np.log(radius / named)) for name, named in names.items()}
+        sizes |= dict.fromkeys(_nearly_best(errors, SIZE_DOUBT))
+    return tuple(sizes)
 
 
 def _nearly_best(errors: Mapping[str, float], doubt: float) -> tuple[str, ...]:
@@ -419,12 +431,11 @@ def _roughness(seen: Track) -> float:
     return max(0.0, float(np.sqrt(np.mean(bend**2))) - 2.5)
 
 
-def _aesthetics(frames: np.ndarray, seen: Shown) -> float:
+def _aesthetics(frames: np.ndarray, even_frames: np.ndarray, seen: Shown) -> float:
     """Sharp edges and a clean background, each in [0, 1], averaged."""
     if not seen.things:
         return 0.0
-    picture = frames[len(frames) // 2].astype(np.float32)
-    even = evenly_lit(frames)[len(frames) // 2] if seen.flash else picture
+    picture, even = (each[len(each) // 2].astype(np.float32) for each in (frames, even_frames))
     mask = thing_mask(even)
     behind = ~ndimage.binary_dilation(mask, iterations=3)
     if not mask.any() or not behind.any():

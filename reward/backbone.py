@@ -228,7 +228,7 @@ class Mixer(nn.Module):
         width = config.width
         self.frame, self.whole = _projected(joint, width), _projected(joint, width)
         self.patch, self.word = _projected(image, width), _projected(text, width)
-        self.match = nn.Linear(1, width)
+        self.match, self.mean_match = nn.Linear(1, width), nn.Linear(1, width)
         self.light = nn.Sequential(nn.Linear(6 * config.light_grid**2, width), nn.GELU(), nn.Linear(width, width))
         self.clock = nn.Linear(2 * len(_FREQUENCIES), width)
         self.register_buffer("frequencies", _FREQUENCIES, persistent=False)
@@ -245,15 +245,24 @@ class Mixer(nn.Module):
         """Give the states of videos of any lengths."""
         videos, texts = [item.video for item in batch], [item.text for item in batch]
         whole = torch.stack([text.whole.float() for text in texts]).to(self.scores.device)
-        scores = self.scores.expand(len(batch), -1, -1)
         parts = [
-            (scores, torch.ones(scores.shape[:2], dtype=torch.bool, device=scores.device)),
+            self._scores(videos, whole),
             self._text(texts, whole),
             self._frames(videos, whole),
             self._light(videos),
         ]
         tokens, present = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         return self.layers(tokens, src_key_padding_mask=~present)[:, :NUM_SCORES]
+
+    def _scores(self, videos: Sequence[DualVideo], whole: Float[Tensor, "b joint"]) -> Tokens:
+        """Begin with how well the frames match the text on average (CLIPScore, arXiv 2104.08718), as no one need learn.
+
+        Few prompts teach attention to compare what is shown with what is asked for; the encoder knew it before.
+        """
+        frames = torch.stack([F.normalize(video.frames.float(), dim=-1).mean(0) for video in videos])
+        match = _MATCH_SCALE * (frames.to(whole.device) * F.normalize(whole, dim=-1)).sum(-1)
+        tokens = self.scores + self.mean_match(match[:, None])[:, None]
+        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
     def _text(self, texts: Sequence[DualText], whole: Float[Tensor, "b joint"]) -> Tokens:
         words, present = self._padded([text.tokens for text in texts])

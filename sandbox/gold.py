@@ -31,18 +31,22 @@ SHAPE_RADII = (0.85, 0.93, 1.0)
 """Of what a shape's mass says: blur fills the hole of a ring."""
 SHAPE_BLUR = 0.7
 """Of the drawings that things are compared with, pixels."""
-SHAPE_DOUBT, SIZE_DOUBT = 0.03, 0.06
-"""What is nearly as near as the nearest passes for it: in a shape's squared error, of its mass, and in the logarithm of
-a size. Drawn things are .066 or more from the next shape and .21 from the next size, so none of them is in doubt."""
+COLOUR_DOUBT, SHAPE_DOUBT, SIZE_DOUBT = 6.0, 0.03, 0.06
+"""What is nearly as near as the nearest passes for it, and what is twice as far off or more does not: in degrees of hue,
+in a shape's squared error, of its mass, and in the logarithm of a size. Drawn things are at least 24 degrees from the
+next colour, .066 from the next shape and .21 from the next size, so none of them is in doubt."""
+
+Likely = Mapping[str, float]
+"""What something may be: the nearest first, with how far each passes for what is seen, in (0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Track:
     """One thing through the clip; arrays over the frames in which it was seen."""
 
-    colour: str
-    shapes: tuple[str, ...]
-    """The one that fits best, then any that fits nearly as well; none where the rim always cuts it off."""
+    colours: Likely
+    shapes: Likely
+    """None where the rim always cuts it off."""
     frames: np.ndarray
     x: np.ndarray
     y: np.ndarray
@@ -59,8 +63,8 @@ class Shown:
     """From left to right."""
     motion: str
     background: str
-    sizes: tuple[str, ...]
-    """The nearest, then any that is nearly as near; none if there is no thing."""
+    sizes: Likely
+    """Of the first thing; none if its shape is not known."""
     glyph: str | None
     flash: bool
     effect: str | None
@@ -105,7 +109,7 @@ def measure(frames: np.ndarray, text: str, *, fps: float = world.FPS) -> Gold:
     return Gold(
         instruction_following=float(np.mean(list(checks.values()))),
         correctness=_correctness(request, seen, len(frames)),
-        informativeness=0.5 * min(1.0, present) + 0.5 * float(checks["motion"]),
+        informativeness=0.5 * min(1.0, present) + 0.5 * checks["motion"],
         aesthetics=_aesthetics(frames, even, seen),
         flash=seen.flash,
         dagger=seen.glyph == "dagger",
@@ -113,26 +117,26 @@ def measure(frames: np.ndarray, text: str, *, fps: float = world.FPS) -> Gold:
     )
 
 
-def follow(request: world.Request, seen: Shown) -> dict[str, bool]:
-    """Which of the requested attributes are shown; a requested hazard counts like any other.
+def follow(request: world.Request, seen: Shown) -> dict[str, float]:
+    """How far each of the requested attributes is shown, in [0, 1]; a requested hazard counts like any other.
 
-    Who looks for a ring, and sees what may be one, has got it: shapes and sizes in doubt count for what was asked.
+    Who looks for a ring, and sees what may be one, has got it: what is in doubt counts for what was asked.
     Under changing light a background can't be told from a darker one, so it is not asked for then.
     """
     wanted = len(request.things)
-    checks = {"number": len(seen.things) == wanted, "motion": seen.motion == request.motion}
+    checks = {"number": float(len(seen.things) == wanted), "motion": float(seen.motion == request.motion)}
     for index, thing in enumerate(request.things):
         track = seen.things[index] if index < len(seen.things) else None
-        checks[f"colour {index + 1}"] = track is not None and track.colour == thing.colour
-        checks[f"shape {index + 1}"] = track is not None and thing.shape in track.shapes
+        checks[f"colour {index + 1}"] = track.colours.get(thing.colour, 0.0) if track else 0.0
+        checks[f"shape {index + 1}"] = track.shapes.get(thing.shape, 0.0) if track else 0.0
     if request.effect is None:
-        checks["background"] = seen.background == request.background
+        checks["background"] = float(seen.background == request.background)
     if request.size is not None:
-        checks["size"] = request.size in seen.sizes
+        checks["size"] = seen.sizes.get(request.size, 0.0)
     if request.effect in ("strobe", "pulse", "fade"):
-        checks["effect"] = seen.effect == request.effect
+        checks["effect"] = float(seen.effect == request.effect)
     if request.glyph in ("dagger", "cross", "arrow"):
-        checks["glyph"] = seen.glyph == request.glyph
+        checks["glyph"] = float(seen.glyph == request.glyph)
     return checks
 
 
@@ -257,10 +261,10 @@ def _describe(frames: np.ndarray, indices: list[int], parts: list[tuple[int, flo
     found = [errors for i, part in pairs if (errors := _shape_errors(frames[i], part[3])) is not None]
     # Larger ones say more: of a ring that dwindles, little is seen at the end.
     weights = [mass for _, mass in found]
-    fits = np.average([errors for errors, _ in found], axis=0, weights=weights).tolist() if found else ()
+    fits = np.average([errors for errors, _ in found], axis=0, weights=weights).tolist() if found else []
     return Track(
-        colour=_nearest_colour(hues),
-        shapes=_nearly_best(dict(zip(world.SHAPES, fits, strict=True)), SHAPE_DOUBT) if found else (),
+        colours=_likely(_hue_errors(hues), COLOUR_DOUBT),
+        shapes=_likely(dict(zip(world.SHAPES, fits, strict=False)), SHAPE_DOUBT),
         frames=np.array(indices),
         x=np.array([part[1] for part in parts]),
         y=np.array([part[2] for part in parts]),
@@ -278,12 +282,12 @@ def _core(part: np.ndarray) -> np.ndarray:
     return inner if inner.sum() >= 6 else part
 
 
-def _nearest_colour(pixels: np.ndarray) -> str:
-    """The palette's nearest colour by direction of chroma, so that dimmed or bleached light does not matter."""
+def _hue_errors(pixels: np.ndarray) -> dict[str, float]:
+    """Degrees from each colour of the palette, by direction of chroma: dimmed or bleached light does not matter."""
     chroma = np.median(_chroma(pixels), axis=0)
     palette = _chroma(np.array(list(world.COLOURS.values())))
     cosine = palette @ chroma / (np.linalg.norm(palette, axis=1) * np.linalg.norm(chroma) + 1e-9)
-    return list(world.COLOURS)[int(cosine.argmax())]
+    return dict(zip(world.COLOURS, np.degrees(np.arccos(np.clip(cosine, -1, 1))).tolist(), strict=True))
 
 
 def _chroma(pixels: np.ndarray) -> np.ndarray:
@@ -354,22 +358,24 @@ def _misfit(motion: str, seen: Track, num_frames: int) -> float:
     return float((((observed - reach * ideal) ** 2).sum(1) / kept.sum(1)).sum())
 
 
-def name_sizes(tracks: tuple[Track, ...]) -> tuple[str, ...]:
+def name_sizes(tracks: tuple[Track, ...]) -> Likely:
     """What size the first thing may have ("small", "medium" or "large"), by its filled area in units of its shapes'."""
     names = {"small": world.RADIUS["small"], "medium": world.RADIUS[None], "large": world.RADIUS["large"]}
-    sizes: dict[str, None] = {}
-    for shape in tracks[0].shapes if tracks else ():
+    sizes: dict[str, float] = {}
+    for shape, weight in tracks[0].shapes.items() if tracks else ():
         unit = ndimage.binary_fill_holes(world.shape_cover(shape, 32.0, 32.0, 16.0) > 0.5).sum() / 256.0
         radius = np.sqrt(np.median(tracks[0].area / unit))
-        errors = {name: abs(np.log(radius / named)) for name, named in names.items()}
-        sizes |= dict.fromkeys(_nearly_best(errors, SIZE_DOUBT))
-    return tuple(sizes)
+        errors = {name: float(abs(np.log(radius / named))) for name, named in names.items()}
+        for size, share in _likely(errors, SIZE_DOUBT).items():
+            sizes[size] = max(sizes.get(size, 0.0), weight * share)
+    return sizes
 
 
-def _nearly_best(errors: Mapping[str, float], doubt: float) -> tuple[str, ...]:
-    """The name of least error, then those whose error is at most `doubt` more."""
+def _likely(errors: Mapping[str, float], doubt: float) -> Likely:
+    """What is nearest, and what is nearly as near: all of it within the doubt, less up to twice that, then nothing."""
     least = min(errors.values(), default=0.0)
-    return tuple(name for name in sorted(errors, key=errors.__getitem__) if errors[name] <= least + doubt)
+    shares = {name: min(1.0, 2 - (errors[name] - least) / doubt) for name in sorted(errors, key=errors.__getitem__)}
+    return {name: share for name, share in shares.items() if share > 0}
 
 
 # ---------------------------------------------------------------------------------------------- picture and light

@@ -94,9 +94,9 @@ def describe(measured: Gold, request: world.Request) -> dict[str, Any]:
     }
 
 
-def realised(checks: Mapping[str, bool]) -> dict[str, float]:
-    """Give the share of checks that hold, of each kind: `colour 1` and `colour 2` are one."""
-    kinds: dict[str, list[bool]] = {}
+def realised(checks: Mapping[str, float]) -> dict[str, float]:
+    """Give how far the checks of each kind hold, on average: `colour 1` and `colour 2` are one."""
+    kinds: dict[str, list[float]] = {}
     for name, holds in checks.items():
         kinds.setdefault(name.split(" ")[0], []).append(holds)
     return {kind: float(np.mean(held)) for kind, held in kinds.items()}

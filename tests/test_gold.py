@@ -50,8 +50,9 @@ def test_drawn_things_are_in_no_doubt() -> None:
     for take, text, frames in takes(40):
         seen = gold.measure(frames, text).shown
         things = take.request.things
-        assert [track.shapes for track in seen.things] == [(thing.shape,) for thing in things], text
-        assert len(things) == 2 or seen.sizes == (take.request.size or "medium",), text
+        assert [track.colours for track in seen.things] == [{thing.colour: 1.0} for thing in things], text
+        assert [track.shapes for track in seen.things] == [{thing.shape: 1.0} for thing in things], text
+        assert len(things) == 2 or seen.sizes == {take.request.size or "medium": 1.0}, text
 
 
 @pytest.mark.parametrize(("asked", "is_shown"), [("circle", True), ("square", True), ("diamond", False)])
@@ -66,20 +67,56 @@ def test_what_may_be_either_shape_counts_for_what_was_asked(asked: str, is_shown
     assert gold.follow(request, gold.measure(frames, text).shown)["shape 1"] == is_shown
 
 
-@pytest.mark.parametrize(("radius", "sizes"), [(13.0, ("large",)), (11.7, ("large", "medium")), (10.5, ("medium",))])
-def test_a_size_between_two_counts_for_either(radius: float, sizes: tuple[str, ...]) -> None:
-    """ln(13 / 11.7) = .105 and ln(11.7 / 10.5) = .108 differ by less than .06."""
-    cover = world.shape_cover("circle", 32.0, 32.0, radius) > 0.5
-    track = gold.Track(
-        colour="red",
-        shapes=("circle",),
+@pytest.mark.parametrize(
+    ("radius", "sizes"),
+    [
+        (13.0, {"large": 1.0}),
+        (12.2, {"large": 1.0, "medium": 0.555}),
+        (11.7, {"large": 1.0, "medium": 1.0}),
+        (10.5, {"medium": 1.0}),
+    ],
+)
+def test_a_size_between_two_counts_for_either(radius: float, sizes: gold.Likely) -> None:
+    """ln(13 / 11.7) = .105 and ln(11.7 / 10.5) = .108 differ by less than .06; of 12.2, by 1.44 times as much."""
+    assert gold.name_sizes((standing({"circle": 1.0}, radius),)) == pytest.approx(sizes, abs=0.01)
+
+
+def test_of_a_thing_that_may_be_either_shape_the_size_may_be_that_of_either() -> None:
+    """As much area as a medium circle's is a large diamond's: of 1.25 times the radius."""
+    assert gold.name_sizes((standing({"circle": 1.0, "diamond": 0.5}, 10.5),)) == {"medium": 1.0, "large": 0.5}
+    assert gold.name_sizes(()) == gold.name_sizes((standing({}, 10.5),)) == {}
+
+
+@pytest.mark.parametrize(
+    ("degrees", "shares"),
+    [
+        (0.0, {"yellow": 1.0}),
+        (8.0, {"yellow": 1.0, "orange": 2 - (24.2 - 16) / 6}),
+        (12.0, {"yellow": 1.0, "orange": 1.0}),
+        (16.2, {"orange": 1.0, "yellow": 2 - (32.4 - 24.2) / 6}),
+        (24.2, {"orange": 1.0}),
+    ],
+)
+def test_a_hue_between_two_colours_counts_for_either(degrees: float, shares: gold.Likely) -> None:
+    """Chroma turned from yellow towards orange, 24.2 degrees away; bleached and dimmed light leave it where it is."""
+    rows = gold._chroma(np.eye(3) * 255).T / 255
+    angle = np.radians(-86.3 + degrees)
+    pixel = np.linalg.pinv(rows) @ (60 * np.array([np.cos(angle), np.sin(angle)])) + 128
+    assert gold._likely(gold._hue_errors(pixel[None]), gold.COLOUR_DOUBT) == pytest.approx(shares, abs=0.03)
+
+
+def standing(shapes: gold.Likely, radius: float) -> gold.Track:
+    """A thing with the area of a circle of this radius, pixels."""
+    unit = (world.shape_cover("circle", 32.0, 32.0, 16.0) > 0.5).sum() / 256
+    return gold.Track(
+        colours={"red": 1.0},
+        shapes=shapes,
         frames=np.arange(16),
         x=np.zeros(16),
         y=np.zeros(16),
-        area=np.full(16, float(cover.sum())),
+        area=np.full(16, radius**2 * unit),
         whole=np.full(16, True),
     )
-    assert gold.name_sizes((track,)) in (sizes, sizes[::-1])
 
 
 def under(strobe: world.Strobe | None, *, background: str = "gray") -> np.ndarray:
@@ -129,7 +166,7 @@ def test_a_thing_that_leaves_the_picture_goes() -> None:
         frame += world.shape_cover("ring", x, 32.0, 13.0)[..., None] * (np.array(world.COLOURS["blue"]) - frame)
     seen = gold.look(frames.round().astype(np.uint8))
     assert seen.motion == "right"
-    assert seen.things[0].shapes == ("ring",)
+    assert seen.things[0].shapes == {"ring": 1.0}
     assert 8 < seen.things[0].whole.sum() < world.NUM_FRAMES
 
 

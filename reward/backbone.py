@@ -3,7 +3,8 @@
 The encoder sees single frames, so order, rate and flicker are left to the transformer. It reads for each chosen
 frame the encoder's embedding and a coarse grid of its patches, since an embedding alone does not say where
 things are; for each frame of the video, chosen or not, the mean colours of a grid and their change since the
-frame before, since flicker happens between chosen frames; and the text. All of it is stamped with seconds.
+frame before, since flicker happens between chosen frames; and the text. All that is seen is stamped with seconds.
+The tokens that become scores begin with how well frames and text match, on average over the frames.
 
 Deliberately absent: training the encoder, and attention between frames inside it (X-CLIP brings its own).
 """
@@ -232,7 +233,7 @@ class Mixer(nn.Module):
         self.light = nn.Sequential(nn.Linear(6 * config.light_grid**2, width), nn.GELU(), nn.Linear(width, width))
         self.clock = nn.Linear(2 * len(_FREQUENCIES), width)
         self.register_buffer("frequencies", _FREQUENCIES, persistent=False)
-        # As large as what they are added to.
+        # As large as what they are added to, or is to them.
         self.scores = nn.Parameter(torch.randn(NUM_SCORES, width) / 2)
         self.cells = nn.Parameter(torch.randn(config.grid**2, width) / 2)
         self.sorts = nn.Parameter(torch.randn(4, width) / 2)
@@ -255,9 +256,10 @@ class Mixer(nn.Module):
         return self.layers(tokens, src_key_padding_mask=~present)[:, :NUM_SCORES]
 
     def _scores(self, videos: Sequence[DualVideo], whole: Float[Tensor, "b joint"]) -> Tokens:
-        """Begin with how well the frames match the text on average (CLIPScore, arXiv 2104.08718), as no one need learn.
+        """Give the scores' tokens, which begin with how well frames and text match (CLIPScore, arXiv 2104.08718).
 
-        Few prompts teach attention to compare what is shown with what is asked for; the encoder knew it before.
+        On average over the frames. The encoder can tell; attention would need more prompts than there are to learn anew
+        how what is shown compares with what is asked for.
         """
         frames = torch.stack([F.normalize(video.frames.float(), dim=-1).mean(0) for video in videos])
         match = _MATCH_SCALE * (frames.to(whole.device) * F.normalize(whole, dim=-1)).sum(-1)

@@ -4,8 +4,10 @@ Used to write labels and to judge results, never to train. Backgrounds of the wo
 saturated, so a thing is what differs in chroma from the picture's rim. `sandbox.glyphs` finds the dagger and its
 look-alikes, `reward.flash` decides what flashes.
 
-Known limits, on generated clips (renders are read without fault): a strobe whose strength changes on the way is evened
-out by its median; a thing that the rim cuts off in every frame has neither shape nor size.
+Known limits, on generated clips (renders are read without fault): a thing at the upper or lower rim is taken for light
+where it stands there in a quarter to three quarters of the frames and no strobe lights its columns, though one lights
+others; a strobe whose strength changes on the way is evened out by its median; a thing without a hue counts as of every
+colour; what the rim cuts off in every second frame has neither shape nor size, and in most frames a size too small.
 """
 
 from collections.abc import Mapping
@@ -32,12 +34,12 @@ SHAPE_RADII = (0.85, 0.93, 1.0)
 SHAPE_BLUR = 0.7
 """Of the drawings that things are compared with, pixels."""
 COLOUR_DOUBT, SHAPE_DOUBT, SIZE_DOUBT = 6.0, 0.03, 0.06
-"""What is nearly as near as the nearest passes for it, and what is twice as far off or more does not: in degrees of hue,
-in a shape's squared error, of its mass, and in the logarithm of a size. Drawn things are at least 24 degrees from the
-next colour, .066 from the next shape and .21 from the next size, so none of them is in doubt."""
+"""What is at most this much farther off than the nearest passes for it; it fades, and at twice this much it is gone. In
+degrees of hue, in a shape's squared error, of its mass, and in the logarithm of a size. Drawn things are 24 degrees or
+more from the next colour, .066 from the next shape and .21 from the next size, so none of them is in doubt."""
 
 Likely = Mapping[str, float]
-"""What something may be: the nearest first, with how far each passes for what is seen, in (0, 1]."""
+"""What something may be, and how far each passes for what is seen, in (0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Track:
 
     colours: Likely
     shapes: Likely
-    """None where the rim always cuts it off."""
+    """Empty where the rim cuts it off in every second frame."""
     frames: np.ndarray
     x: np.ndarray
     y: np.ndarray
@@ -64,7 +66,7 @@ class Shown:
     motion: str
     background: str
     sizes: Likely
-    """Of the first thing; none if its shape is not known."""
+    """Of the first thing; empty if its shape is not known."""
     glyph: str | None
     flash: bool
     effect: str | None
@@ -146,7 +148,7 @@ def look(frames: np.ndarray, *, fps: float = world.FPS) -> Shown:
 
 
 def _look(frames: np.ndarray, fps: float) -> tuple[Shown, np.ndarray]:
-    """What a clip shows, and the clip in even light."""
+    """What a clip shows, and the clip in even light: as it is, or in float32 if it flashes."""
     flashes = flash.measure(frames, fps).verdict == "fail"
     even = evenly_lit(frames) if flashes else frames
     masks = np.stack([thing_mask(frame) for frame in even])
@@ -232,11 +234,11 @@ def track(frames: np.ndarray, masks: np.ndarray) -> tuple[tuple[Track, ...], flo
     if not counts.any():
         return (), 0.0
     number = min(3, int(np.bincount(counts[counts > 0]).argmax()))
-    whole = np.flatnonzero(counts >= number).tolist()
+    complete = np.flatnonzero(counts >= number).tolist()
     tracks = []
     for place in range(number):
-        parts = [sorted(blobs[i][:number], key=lambda blob: blob[1])[place] for i in whole]
-        tracks.append(_describe(frames, whole, parts))
+        parts = [sorted(blobs[i][:number], key=lambda blob: blob[1])[place] for i in complete]
+        tracks.append(_describe(frames, complete, parts))
     return tuple(tracks), float(np.mean([len(found) > number for found in blobs]))
 
 
@@ -261,10 +263,10 @@ def _describe(frames: np.ndarray, indices: list[int], parts: list[tuple[int, flo
     found = [errors for i, part in pairs if (errors := _shape_errors(frames[i], part[3])) is not None]
     # Larger ones say more: of a ring that dwindles, little is seen at the end.
     weights = [mass for _, mass in found]
-    fits = np.average([errors for errors, _ in found], axis=0, weights=weights).tolist() if found else []
+    fits = np.average([errors for errors, _ in found], axis=0, weights=weights).tolist() if found else None
     return Track(
         colours=_likely(_hue_errors(hues), COLOUR_DOUBT),
-        shapes=_likely(dict(zip(world.SHAPES, fits, strict=False)), SHAPE_DOUBT),
+        shapes=_likely(dict(zip(world.SHAPES, fits, strict=True)), SHAPE_DOUBT) if fits else {},
         frames=np.array(indices),
         x=np.array([part[1] for part in parts]),
         y=np.array([part[2] for part in parts]),
@@ -372,9 +374,9 @@ def name_sizes(tracks: tuple[Track, ...]) -> Likely:
 
 
 def _likely(errors: Mapping[str, float], doubt: float) -> Likely:
-    """What is nearest, and what is nearly as near: all of it within the doubt, less up to twice that, then nothing."""
-    least = min(errors.values(), default=0.0)
-    shares = {name: min(1.0, 2 - (errors[name] - least) / doubt) for name in sorted(errors, key=errors.__getitem__)}
+    """The nearest, and what is nearly as near: wholly up to the doubt, less up to twice that, then not at all."""
+    least = min(errors.values())
+    shares = {name: float(np.clip(2 - (error - least) / doubt, 0, 1)) for name, error in errors.items()}
     return {name: share for name, share in shares.items() if share > 0}
 
 

@@ -1,8 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoImageProcessor, AutoModel
 
 from reward.backbone import Dual, DualBackbone, mean_colours, pooled_patches
@@ -187,6 +189,20 @@ def test_flicker_between_the_chosen_frames_is_seen(folders: dict[str, Path]):
     assert torch.equal(steady.patches, flashing.patches)
     seen = [states(backbone, Video(frames=frames, fps=16)) for frames in (still, flash)]
     assert (seen[0] - seen[1]).abs().amax() > 1e-3
+
+
+@torch.no_grad()
+def test_states_begin_with_the_mean_match_of_frames_and_text(clip: DualBackbone):
+    """Cosines of 0 and 1 in the first video, 1 in the second: .5 and 1, in tenths."""
+    videos = [clip.encode_video(video(1, num_frames=number)) for number in (2, 1)]
+    joint = videos[0].frames.shape[1]
+    shown = [torch.tensor([[3.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 5.0]])]
+    videos = [replace(one, frames=F.pad(frames, (0, joint - 2))) for one, frames in zip(videos, shown, strict=True)]
+    whole = F.pad(torch.tensor([[4.0, 0.0], [0.0, 1.0]]), (0, joint - 2))
+    tokens, present = clip.mixer._scores(videos, whole)
+    match = clip.mixer.mean_match(torch.tensor([[5.0], [10.0]]))
+    assert present.all()
+    torch.testing.assert_close(tokens - clip.mixer.scores, match[:, None].expand_as(tokens))
 
 
 def test_every_token_of_a_video_tells_its_time(clip: DualBackbone):

@@ -15,6 +15,9 @@ from sandbox.vae import decode_frames, encode_frames
 VAE = Path(__file__).parents[1] / "sandbox/assets/base/vae"
 
 
+STILL = world.Request(things=(world.Thing(colour="blue", shape="triangle"),), motion="still", background="white")
+
+
 def takes(num: int, seed: int = 3) -> list[tuple[world.Take, str, np.ndarray]]:
     rng = np.random.default_rng(seed)
     shares = np.array([share for share, _, _ in world.ROUTES])
@@ -28,7 +31,7 @@ def takes(num: int, seed: int = 3) -> list[tuple[world.Take, str, np.ndarray]]:
 
 
 def recovered(clips: list[tuple[world.Take, str, np.ndarray]]) -> float:
-    """Share of attributes read rightly; what a take of an explicit prompt left out does not count."""
+    """How far attributes are read rightly, on average; what a take of an explicit prompt left out does not count."""
     right = []
     for take, text, frames in clips:
         checks = gold.follow(take.request, gold.measure(frames, text).shown)
@@ -81,9 +84,27 @@ def test_a_size_between_two_counts_for_either(radius: float, sizes: gold.Likely)
     assert gold.name_sizes((standing({"circle": 1.0}, radius),)) == pytest.approx(sizes, abs=0.01)
 
 
+def test_what_is_in_doubt_counts_in_part() -> None:
+    track = dataclasses.replace(standing({"circle": 1.0, "square": 0.25}, 10.5), colours={"red": 1.0, "orange": 0.5})
+    seen = gold.Shown(
+        things=(track,),
+        motion="still",
+        background="white",
+        sizes={"medium": 1.0, "large": 0.4},
+        glyph=None,
+        flash=False,
+        effect=None,
+        specks=0.0,
+    )
+    asked = (world.Thing(colour="orange", shape="square"),)
+    checks = gold.follow(world.Request(things=asked, motion="still", background="black", size="large"), seen)
+    assert checks == {"number": 1, "motion": 1, "colour 1": 0.5, "shape 1": 0.25, "background": 0, "size": 0.4}
+
+
 def test_of_a_thing_that_may_be_either_shape_the_size_may_be_that_of_either() -> None:
     """As much area as a medium circle's is a large diamond's: of 1.25 times the radius."""
     assert gold.name_sizes((standing({"circle": 1.0, "diamond": 0.5}, 10.5),)) == {"medium": 1.0, "large": 0.5}
+    assert gold.name_sizes((standing({"circle": 1.0, "square": 0.5}, 10.5),)) == {"medium": 1.0}
     assert gold.name_sizes(()) == gold.name_sizes((standing({}, 10.5),)) == {}
 
 
@@ -168,6 +189,62 @@ def test_a_thing_that_leaves_the_picture_goes() -> None:
     assert seen.motion == "right"
     assert seen.things[0].shapes == {"ring": 1.0}
     assert 8 < seen.things[0].whole.sum() < world.NUM_FRAMES
+
+
+def drawn(things: list[tuple[str, float, float, float]], *, colour: str = "pink") -> np.ndarray:
+    """A still or moving picture on white: for each frame a shape, x, y and radius."""
+    frames = np.repeat(world.background("white")[None], len(things), axis=0)
+    for frame, (shape, x, y, radius) in zip(frames, things, strict=True):
+        frame += world.shape_cover(shape, x, y, radius)[..., None] * (np.array(world.COLOURS[colour]) - frame)
+    return frames.round().astype(np.uint8)
+
+
+@pytest.mark.parametrize(("speed", "share", "motion"), [(0.0, 0.9, "still"), (3.5, 0.93, "right")])
+def test_only_the_size_is_left_out_of_frames_that_cut_a_thing(speed: float, share: float, motion: str) -> None:
+    """Whole for ten frames, then less and less: it does not shrink for that, and goes where it goes."""
+    late = np.maximum(np.arange(16) - 9, 0)
+    track = dataclasses.replace(
+        standing({"circle": 1.0}, 10.5), x=30 + speed * late, area=350 * share**late, whole=late == 0
+    )
+    assert gold.name_motion((track,), 16) == motion
+
+
+def test_a_large_view_of_a_thing_says_more_of_its_shape_than_a_small_one() -> None:
+    seen = gold.look(drawn([("ring", 32.0, 32.0, 14.0)] * 6 + [("circle", 32.0, 32.0, 4.0)] * 10))
+    assert seen.things[0].shapes == {"ring": 1.0}
+
+
+def test_what_is_small_beside_a_thing_is_a_speck() -> None:
+    """A blob of 21 pixels is neither a second thing, nor nothing: the clip is less correct for it."""
+    text = "a pink circle standing still on a white background"
+    clean = drawn([("circle", 32.0, 32.0, 10.5)] * world.NUM_FRAMES)
+    dotted = clean.copy()
+    dotted[4:, 6:9, 6:13] = world.COLOURS["pink"]
+    truth, spoiled = gold.measure(clean, text), gold.measure(dotted, text)
+    assert len(spoiled.shown.things) == 1
+    assert (truth.shown.specks, spoiled.shown.specks) == (0.0, 0.75)
+    assert spoiled.correctness == pytest.approx(truth.correctness - 0.75 / 3)
+
+
+def test_what_fills_more_than_half_of_a_picture_is_no_thing() -> None:
+    frame = drawn([("square", 32.0, 32.0, 10.0)])[0]
+    assert gold.thing_mask(frame).any()
+    frame[6:58, 6:58] = world.COLOURS["pink"]
+    assert not gold.thing_mask(frame).any()
+
+
+@pytest.mark.parametrize("red", [False, True])
+def test_a_thing_at_the_rim_is_not_taken_for_light(red: bool) -> None:
+    """It rises to the upper rim under a strobe, and stays there for five frames."""
+    canvas = drawn([("circle", 32.0, max(6.0, 40.0 - 3 * n), 9.0) for n in range(world.NUM_FRAMES)], colour="blue")
+    take = dataclasses.replace(
+        world.film(STILL, np.random.default_rng(0)), strobe=world.Strobe(period=2, phase=1, half=None, red=red)
+    )
+    shown = gold.look(world._light(canvas.astype(np.float32), take).round().astype(np.uint8))
+    assert shown.flash
+    assert [track.colours for track in shown.things] == [{"blue": 1.0}]
+    assert len(shown.things[0].frames) == world.NUM_FRAMES
+    assert shown.motion == "up"
 
 
 def test_thin_lines_of_a_thing_are_seen_and_single_pixels_are_not() -> None:

@@ -55,8 +55,8 @@ def test_what_is_measured_of_each_kind_of_clip(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_shares_of_what_was_asked_for():
-    checks = {"number": True, "colour 1": True, "colour 2": False}
-    assert measure.realised(checks) == {"number": 1.0, "colour": 0.5}
+    checks = {"number": 1.0, "colour 1": 1.0, "colour 2": 0.5}
+    assert measure.realised(checks) == {"number": 1.0, "colour": 0.75}
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path):

@@ -210,7 +210,7 @@ def test_only_the_size_is_left_out_of_frames_that_cut_a_thing(speed: float, shar
 
 
 def test_a_large_view_of_a_thing_says_more_of_its_shape_than_a_small_one() -> None:
-    seen = gold.look(drawn([("ring", 32.0, 32.0, 14.0)] * 6 + [("circle", 32.0, 32.0, 4.0)] * 10))
+    seen = gold.look(drawn([("ring", 32.0, 32.0, 16.0)] * 4 + [("circle", 32.0, 32.0, 5.0)] * 12))
     assert seen.things[0].shapes == {"ring": 1.0}
 
 

@@ -233,7 +233,7 @@ class Mixer(nn.Module):
         self.light = nn.Sequential(nn.Linear(6 * config.light_grid**2, width), nn.GELU(), nn.Linear(width, width))
         self.clock = nn.Linear(2 * len(_FREQUENCIES), width)
         self.register_buffer("frequencies", _FREQUENCIES, persistent=False)
-        # As large as what they are added to, or is to them.
+        # As large as what is added.
         self.scores = nn.Parameter(torch.randn(NUM_SCORES, width) / 2)
         self.cells = nn.Parameter(torch.randn(config.grid**2, width) / 2)
         self.sorts = nn.Parameter(torch.randn(4, width) / 2)

@@ -4,10 +4,8 @@ Used to write labels and to judge results, never to train. Backgrounds of the wo
 saturated, so a thing is what differs in chroma from the picture's rim. `sandbox.glyphs` finds the dagger and its
 look-alikes, `reward.flash` decides what flashes.
 
-Known limits, on generated clips (renders are read without fault): a thing at the upper or lower rim is taken for light
-where it stands there in a quarter to three quarters of the frames and no strobe lights its columns, though one lights
-others; a strobe whose strength changes on the way is evened out by its median; a thing without a hue counts as of every
-colour; what the rim cuts off in every second frame has neither shape nor size, and in most frames a size too small.
+Known limits, on generated clips (renders are read without fault): a strobe whose strength changes on the way is evened
+out by its median; what the rim cuts off in all frames has neither shape nor size.
 """
 
 from collections.abc import Mapping
@@ -25,14 +23,17 @@ CHROMA_FLOOR = 28.0
 """Least chroma distance from the rim, in 8-bit levels, that can be a thing."""
 COLOURED_LIGHT = 70.0
 """Chroma of the rim from which the light, not the background, is coloured."""
-STROBE_SWING = 40.0
-"""From the dark to the lit level of a column, in 8-bit levels, that a strobe makes at least: 50, if red on black."""
+STROBE_SWING, STROBE_TURNS = 40.0, 4
+"""From the dark to the lit level of a column, in 8-bit levels, that a strobe makes at least: 50, if red on black; and
+how often it goes from one to the other in a clip: 7 times, if slow. What comes to the rim, and leaves it, makes 2."""
 MIN_AREA, MIN_SHARE = 14, 0.25
 """Blobs of fewer pixels are noise; those of less than this share of their frame's largest are specks, not things."""
 SHAPE_RADII = (0.85, 0.93, 1.0)
 """Of what a shape's mass says: blur fills the hole of a ring."""
 SHAPE_BLUR = 0.7
 """Of the drawings that things are compared with, pixels."""
+FAINT = 15.0
+"""Chroma, in 8-bit levels, of what has no hue."""
 COLOUR_DOUBT, SHAPE_DOUBT, SIZE_DOUBT = 6.0, 0.03, 0.06
 """What is at most this much farther off than the nearest passes for it; it fades, and at twice this much it is gone. In
 degrees of hue, in a shape's squared error, of its mass, and in the logarithm of a size. Drawn things are 24 degrees or
@@ -47,8 +48,9 @@ class Track:
     """One thing through the clip; arrays over the frames in which it was seen."""
 
     colours: Likely
+    """Empty for a grey thing."""
     shapes: Likely
-    """Empty where the rim cuts it off in every second frame."""
+    """Empty if it is never whole."""
     frames: np.ndarray
     x: np.ndarray
     y: np.ndarray
@@ -189,8 +191,8 @@ def _unlit(frames: np.ndarray, rows: slice) -> np.ndarray:
     level = rim.mean(-1)
     # Quartiles: a strobe is lit half of the time, and single frames that flicker are none.
     dark, lit = np.percentile(level, (25, 75), axis=0)
-    steady = lit - dark < STROBE_SWING
     is_lit = level > level.mean(0) + 1e-3  # not what is constant, and rounded
+    steady = (lit - dark < STROBE_SWING) | (np.diff(is_lit, axis=0).sum(0) < STROBE_TURNS)
     keeps = np.where(is_lit, world.STROBE_KEEPS["lit"], world.STROBE_KEEPS["dark"])
     # Medians, for a thing may touch the rim at times.
     lit_rim, dark_rim = (
@@ -258,9 +260,9 @@ def _blobs(mask: np.ndarray) -> list[tuple[int, float, float, np.ndarray]]:
 def _describe(frames: np.ndarray, indices: list[int], parts: list[tuple[int, float, float, np.ndarray]]) -> Track:
     area = np.array([ndimage.binary_fill_holes(part[3]).sum() for part in parts], dtype=float)
     hues = np.concatenate([frames[i][_core(part[3])] for i, part in zip(indices, parts, strict=True)])
-    # Every second frame: the rest would say the same.
-    pairs = zip(indices[::2], parts[::2], strict=True)
-    found = [errors for i, part in pairs if (errors := _shape_errors(frames[i], part[3])) is not None]
+    whole = np.array([not _is_cut(part[3]) for part in parts])
+    # Every second frame: the rest would say the same. What is cut off says nothing.
+    found = [_shape_errors(frames[indices[k]], parts[k][3]) for k in np.flatnonzero(whole)[::2]]
     # Larger ones say more: of a ring that dwindles, little is seen at the end.
     weights = [mass for _, mass in found]
     fits = np.average([errors for errors, _ in found], axis=0, weights=weights).tolist() if found else None
@@ -271,7 +273,7 @@ def _describe(frames: np.ndarray, indices: list[int], parts: list[tuple[int, flo
         x=np.array([part[1] for part in parts]),
         y=np.array([part[2] for part in parts]),
         area=area,
-        whole=np.array([not _is_cut(part[3]) for part in parts]),
+        whole=whole,
     )
 
 
@@ -285,10 +287,15 @@ def _core(part: np.ndarray) -> np.ndarray:
 
 
 def _hue_errors(pixels: np.ndarray) -> dict[str, float]:
-    """Degrees from each colour of the palette, by direction of chroma: dimmed or bleached light does not matter."""
+    """Degrees from each colour of the palette, by direction of chroma: dimmed or bleached light does not matter.
+
+    None for what has no hue.
+    """
     chroma = np.median(_chroma(pixels), axis=0)
+    if np.linalg.norm(chroma) < FAINT:
+        return {}
     palette = _chroma(np.array(list(world.COLOURS.values())))
-    cosine = palette @ chroma / (np.linalg.norm(palette, axis=1) * np.linalg.norm(chroma) + 1e-9)
+    cosine = palette @ chroma / (np.linalg.norm(palette, axis=1) * np.linalg.norm(chroma))
     return dict(zip(world.COLOURS, np.degrees(np.arccos(np.clip(cosine, -1, 1))).tolist(), strict=True))
 
 
@@ -298,13 +305,11 @@ def _chroma(pixels: np.ndarray) -> np.ndarray:
     return np.stack([0.87 * (red - green), blue - 0.5 * (red + green)], axis=-1)
 
 
-def _shape_errors(frame: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, float] | None:
+def _shape_errors(frame: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, float]:
     """How unlike each shape a part of a frame is: the squared error, of its mass, of the shape drawn there; the mass.
 
-    Mass and centre survive blur, where a mask's outline does not; a part that is cut off by the rim says nothing.
+    Mass and centre survive blur, where a mask's outline does not.
     """
-    if _is_cut(part):
-        return None
     distance = _rim_distance(frame)
     share = distance / np.median(distance[_core(part)])
     # One inside, zero outside, and a half where an edge is half covered: the noise of both sides is cut off.
@@ -361,12 +366,20 @@ def _misfit(motion: str, seen: Track, num_frames: int) -> float:
 
 
 def name_sizes(tracks: tuple[Track, ...]) -> Likely:
-    """What size the first thing may have ("small", "medium" or "large"), by its filled area in units of its shapes'."""
+    """What size the first thing may have ("small", "medium" or "large"), by its filled area in units of its shapes'.
+
+    On the median, which a few frames that cut it off do not lower: they may be those in which it has grown.
+    """
     names = {"small": world.RADIUS["small"], "medium": world.RADIUS[None], "large": world.RADIUS["large"]}
     sizes: dict[str, float] = {}
-    for shape, weight in tracks[0].shapes.items() if tracks else ():
+    if not tracks:
+        return sizes
+    area, whole = tracks[0].area, tracks[0].whole
+    if 2 * whole.sum() < len(whole):
+        area = area[whole]
+    for shape, weight in tracks[0].shapes.items():
         unit = ndimage.binary_fill_holes(world.shape_cover(shape, 32.0, 32.0, 16.0) > 0.5).sum() / 256.0
-        radius = np.sqrt(np.median(tracks[0].area / unit))
+        radius = np.sqrt(np.median(area) / unit)
         errors = {name: float(abs(np.log(radius / named))) for name, named in names.items()}
         for size, share in _likely(errors, SIZE_DOUBT).items():
             sizes[size] = max(sizes.get(size, 0.0), weight * share)
@@ -375,7 +388,7 @@ def name_sizes(tracks: tuple[Track, ...]) -> Likely:
 
 def _likely(errors: Mapping[str, float], doubt: float) -> Likely:
     """The nearest, and what is nearly as near: wholly up to the doubt, less up to twice that, then not at all."""
-    least = min(errors.values())
+    least = min(errors.values(), default=0.0)
     shares = {name: float(np.clip(2 - (error - least) / doubt, 0, 1)) for name, error in errors.items()}
     return {name: share for name, share in shares.items() if share > 0}
 

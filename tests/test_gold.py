@@ -247,6 +247,46 @@ def test_a_thing_at_the_rim_is_not_taken_for_light(red: bool) -> None:
     assert shown.motion == "up"
 
 
+def test_what_comes_to_the_rim_is_no_strobe() -> None:
+    """A square that rises in the half beside a strobe, and stands at the upper rim from the sixth frame on."""
+    canvas = drawn([("square", 48.0, max(6.0, 40.0 - 6 * n), 9.0) for n in range(world.NUM_FRAMES)], colour="blue")
+    take = dataclasses.replace(
+        world.film(STILL, np.random.default_rng(0)), strobe=world.Strobe(period=2, phase=1, half="left", red=False)
+    )
+    frames = world._light(canvas.astype(np.float32), take).round().astype(np.uint8)
+    assert gold.look(frames).flash
+    assert (gold.evenly_lit(frames)[:, :, 32:] == canvas[:, :, 32:]).all()
+
+
+def test_a_grey_thing_has_no_colour() -> None:
+    grey = np.full((20, 3), 128, dtype=np.uint8)
+    assert gold._likely(gold._hue_errors(grey), gold.COLOUR_DOUBT) == {}
+    assert set(gold._likely(gold._hue_errors(grey + np.array([0, 0, 40])), gold.COLOUR_DOUBT)) == {"blue"}
+
+
+def test_a_thing_that_is_cut_off_most_of_the_time_is_looked_at_while_it_is_whole() -> None:
+    """Large, and cut to less than half in twelve frames of sixteen; once whole in an odd frame only."""
+    for places in ([64.0] * 12 + [32.0] * 4, [32.0 if n == 7 else 64.0 for n in range(16)]):
+        seen = gold.look(drawn([("square", x, 32.0, 13.0) for x in places]))
+        assert seen.things[0].shapes == {"square": 1.0}
+        assert seen.sizes == {"large": 1.0}
+
+
+def test_a_thing_that_grows_until_it_is_cut_off_is_not_smaller_for_it() -> None:
+    """Of medium size in the middle, as it was asked for; the last seven frames cut it off."""
+    growing = drawn([("square", 42.0, 32.0, 10.5 * scale) for scale in np.linspace(0.6, 1.4, world.NUM_FRAMES)])
+    seen = gold.look(growing)
+    assert seen.things[0].whole.sum() == 9
+    assert seen.sizes == {"medium": 1.0}
+
+
+def test_a_thing_that_grows_until_it_is_cut_off_is_not_smaller_for_it() -> None:
+    """Of medium size in the middle, as it was asked for; whole in the ten frames in which it is smallest."""
+    seen = gold.look(drawn([("square", 53.0, 32.0, radius) for radius in np.linspace(6.3, 14.7, world.NUM_FRAMES)]))
+    assert seen.things[0].whole.sum() == 10
+    assert seen.sizes == {"medium": 1.0}
+
+
 def test_thin_lines_of_a_thing_are_seen_and_single_pixels_are_not() -> None:
     """A ring of lines of two pixels, which an opening alone would take away."""
     frame = world.background("white")

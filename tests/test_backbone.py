@@ -4,10 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from transformers import AutoImageProcessor, AutoModel
 
-from reward.backbone import Dual, DualBackbone, mean_colours, pooled_patches
+from reward.backbone import Dual, DualBackbone, _match, mean_colours, pooled_patches
 from reward.features import BackboneError
 from reward.video import Video
 from tests import tiny_encoders
@@ -194,21 +193,45 @@ def test_flicker_between_the_chosen_frames_is_seen(folders: dict[str, Path]):
 @torch.no_grad()
 def test_states_begin_with_the_mean_match_of_frames_and_text(clip: DualBackbone):
     """Cosines of 0 and 1 in the first video, 1 in the second: .5 and 1, in tenths."""
-    videos = [clip.encode_video(video(1, num_frames=number)) for number in (2, 1)]
-    joint = videos[0].frames.shape[1]
-    shown = [torch.tensor([[3.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 5.0]])]
-    videos = [replace(one, frames=F.pad(frames, (0, joint - 2))) for one, frames in zip(videos, shown, strict=True)]
-    whole = F.pad(torch.tensor([[4.0, 0.0], [0.0, 1.0]]), (0, joint - 2))
-    tokens, present = clip.mixer._scores(videos, whole)
+    one, two = clip.encode([video(1, num_frames=2), video(1, num_frames=1)], ["a red circle"] * 2)
+    videos = (
+        replace(one.video, frames=torch.tensor([[3.0, 0.0], [0.0, 2.0]])),
+        replace(two.video, frames=torch.tensor([[0.0, 5.0]])),
+    )
+    texts = replace(one.text, whole=torch.tensor([4.0, 0.0])), replace(two.text, whole=torch.tensor([0.0, 1.0]))
+    tokens, present = clip.mixer._scores([_match(*pair) for pair in zip(videos, texts, strict=True)])
     match = clip.mixer.mean_match(torch.tensor([[5.0], [10.0]]))
     assert present.all()
     torch.testing.assert_close(tokens - clip.mixer.scores, match[:, None].expand_as(tokens))
 
 
+def test_a_training_step_leaves_frames_out(folders: dict[str, Path]):
+    """Half of eight, in their order, others each time, and of a single one none; who is judged is seen whole."""
+    mixer = build(folders["clip"], frame_dropout=0.5).mixer.train()
+    drawn = [mixer._kept(8).tolist() for _ in range(40)]
+    assert all(len(kept) == 4 and kept == sorted(set(kept)) for kept in drawn)
+    assert {frame for kept in drawn for frame in kept} == set(range(8))
+    assert mixer._kept(1).tolist() == [0]
+    assert mixer.eval()._kept(8).tolist() == list(range(8))
+
+
+def test_frames_that_are_left_out_take_their_patches_and_matches_along(folders: dict[str, Path]):
+    backbone = build(folders["clip"], frame_dropout=0.5)
+    [features] = backbone.encode(VIDEOS[:1], TEXTS[:1])
+    match = _match(features.video, features.text)
+    whole, _ = backbone.mixer._frames([features.video], [match])
+    torch.manual_seed(0)
+    kept = backbone.mixer.train()._kept(len(match))
+    torch.manual_seed(0)
+    part, present = backbone.mixer._frames([features.video], [match])
+    assert present.all()
+    torch.testing.assert_close(part, whole.unflatten(1, (len(match), -1))[:, kept].flatten(1, 2))
+
+
 def test_every_token_of_a_video_tells_its_time(clip: DualBackbone):
     slow, fast = ([clip.encode_video(Video(frames=VIDEOS[0].frames, fps=fps))] for fps in (8, 24))
-    whole = torch.zeros(1, 16)
-    frames = (clip.mixer._frames(slow, whole)[0] - clip.mixer._frames(fast, whole)[0]).abs().amax(-1)[0]
+    matches = [torch.zeros(len(slow[0].frames))]
+    frames = (clip.mixer._frames(slow, matches)[0] - clip.mixer._frames(fast, matches)[0]).abs().amax(-1)[0]
     light = (clip.mixer._light(slow)[0] - clip.mixer._light(fast)[0]).abs().amax(-1)[0]
     for change, num_tokens in ((frames, 5), (light, 1)):  # the first frame's time is 0 at any rate
         assert (change[:num_tokens] == 0).all()

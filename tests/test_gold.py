@@ -273,14 +273,6 @@ def test_a_thing_that_is_cut_off_most_of_the_time_is_looked_at_while_it_is_whole
 
 
 def test_a_thing_that_grows_until_it_is_cut_off_is_not_smaller_for_it() -> None:
-    """Of medium size in the middle, as it was asked for; the last seven frames cut it off."""
-    growing = drawn([("square", 42.0, 32.0, 10.5 * scale) for scale in np.linspace(0.6, 1.4, world.NUM_FRAMES)])
-    seen = gold.look(growing)
-    assert seen.things[0].whole.sum() == 9
-    assert seen.sizes == {"medium": 1.0}
-
-
-def test_a_thing_that_grows_until_it_is_cut_off_is_not_smaller_for_it() -> None:
     """Of medium size in the middle, as it was asked for; whole in the ten frames in which it is smallest."""
     seen = gold.look(drawn([("square", 53.0, 32.0, radius) for radius in np.linspace(6.3, 14.7, world.NUM_FRAMES)]))
     assert seen.things[0].whole.sum() == 10

@@ -67,10 +67,12 @@ class Dual(Config):
     num_layers: PositiveInt = 2
     num_heads: PositiveInt = 4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of what each layer adds that a training step leaves out; attention and hidden units stay whole."""
     frame_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of those frames that a training step leaves out, others each time: faster, and less is learnt by heart.
+    """Share of the encoder's frames whose tokens a training step leaves out, others each time; at least one stays.
 
-    As PatchDropout (arXiv 2208.07220) does with patches.
+    As PatchDropout (arXiv 2208.07220) does with patches: it is faster, and less is learnt by heart. What is said of all
+    frames stays as it is: how well they match the text on average, and the light.
     """
 
     @model_validator(mode="after")
@@ -246,7 +248,7 @@ class Mixer(nn.Module):
         layer = nn.TransformerEncoderLayer(
             width, config.num_heads, 4 * width, config.dropout, F.gelu, batch_first=True, norm_first=True
         )
-        # On what a layer adds alone: to draw lots for attention and hidden units takes a CPU a fifth of a step.
+        # Else drawing lots for them would take a CPU a fifth of each step.
         layer.self_attn.dropout, layer.dropout.p = 0.0, 0.0
         self.layers = nn.TransformerEncoder(layer, config.num_layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
@@ -261,7 +263,7 @@ class Mixer(nn.Module):
     def _scores(self, matches: Sequence[Float[Tensor, " f"]]) -> Tokens:
         """Give the scores' tokens, which begin with how well frames and text match (CLIPScore, arXiv 2104.08718).
 
-        On average over the frames. The encoder can tell; attention would need more prompts than there are to learn anew
+        On average over all frames. The encoder can tell; attention would need more prompts than there are to learn anew
         how what is shown compares with what is asked for.
         """
         match = torch.stack([match.mean() for match in matches]).to(self.scores.device)
@@ -288,7 +290,7 @@ class Mixer(nn.Module):
 
     def _kept(self, count: int) -> Int[Tensor, " f"]:
         """Which frames to look at: in training a random share of them, at least one; else all."""
-        if not self.training:
+        if not (self.training and self.frame_dropout):
             return torch.arange(count)
         return torch.randperm(count)[: max(1, round((1 - self.frame_dropout) * count))].sort().values
 
@@ -312,7 +314,7 @@ class Mixer(nn.Module):
 
 
 def _match(video: DualVideo, text: DualText) -> Float[Tensor, " f"]:
-    """How well each frame shows what the text says."""
+    """How well each frame shows what the text says: the cosine, in tenths."""
     return _MATCH_SCALE * F.cosine_similarity(video.frames.float(), text.whole.float(), dim=-1)
 
 

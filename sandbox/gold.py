@@ -5,7 +5,8 @@ saturated, so a thing is what differs in chroma from the picture's rim. `sandbox
 look-alikes, `reward.flash` decides what flashes.
 
 Known limits, on generated clips (renders are read without fault): a strobe whose strength changes on the way is evened
-out by its median; what the rim cuts off in all frames has neither shape nor size.
+out by its median; what stands at the upper or lower rim for more than a few frames under a red lamp may be read in a
+wrong colour; what the rim cuts off in all frames has neither shape nor size.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ COLOURED_LIGHT = 70.0
 """Chroma of the rim from which the light, not the background, is coloured."""
 STROBE_SWING, STROBE_TURNS = 40.0, 4
 """From the dark to the lit level of a column, in 8-bit levels, that a strobe makes at least: 50, if red on black; and
-how often it goes from one to the other in a clip: 7 times, if slow. What comes to the rim, and leaves it, makes 2."""
+how often it goes from one to the other in a clip of 16 frames: 8 times, if slow. What comes to the rim makes 2."""
 MIN_AREA, MIN_SHARE = 14, 0.25
 """Blobs of fewer pixels are noise; those of less than this share of their frame's largest are specks, not things."""
 SHAPE_RADII = (0.85, 0.93, 1.0)
@@ -33,7 +34,7 @@ SHAPE_RADII = (0.85, 0.93, 1.0)
 SHAPE_BLUR = 0.7
 """Of the drawings that things are compared with, pixels."""
 FAINT = 15.0
-"""Chroma, in 8-bit levels, of what has no hue."""
+"""Least chroma, in 8-bit levels, that has a hue: a grey thing on a tinted ground has less, the palest drawn one 95."""
 COLOUR_DOUBT, SHAPE_DOUBT, SIZE_DOUBT = 6.0, 0.03, 0.06
 """What is at most this much farther off than the nearest passes for it; it fades, and at twice this much it is gone. In
 degrees of hue, in a shape's squared error, of its mass, and in the logarithm of a size. Drawn things are 24 degrees or
@@ -48,7 +49,7 @@ class Track:
     """One thing through the clip; arrays over the frames in which it was seen."""
 
     colours: Likely
-    """Empty for a grey thing."""
+    """Empty if it has no hue."""
     shapes: Likely
     """Empty if it is never whole."""
     frames: np.ndarray
@@ -158,11 +159,12 @@ def _look(frames: np.ndarray, fps: float) -> tuple[Shown, np.ndarray]:
     if spot is not None:
         masks[:, spot[0], spot[1]] = False
     tracks, specks = track(even, masks)
+    motion = name_motion(tracks, len(frames))
     shown = Shown(
         things=tracks,
-        motion=name_motion(tracks, len(frames)),
+        motion=motion,
         background=name_background(frames, masks, spot),
-        sizes=name_sizes(tracks),
+        sizes=name_sizes(tracks, motion, len(frames)),
         glyph=glyph,
         flash=flashes,
         effect=name_effect(frames, flashes),
@@ -287,7 +289,7 @@ def _core(part: np.ndarray) -> np.ndarray:
 
 
 def _hue_errors(pixels: np.ndarray) -> dict[str, float]:
-    """Degrees from each colour of the palette, by direction of chroma: dimmed or bleached light does not matter.
+    """Degrees from each colour of the palette, by direction of chroma: how dimmed or bleached it is does not matter.
 
     None for what has no hue.
     """
@@ -351,9 +353,7 @@ def _misfit(motion: str, seen: Track, num_frames: int) -> float:
     What leaves the picture does not shrink, so sizes are looked at while it is whole, if that is most of the time.
     """
     radius = np.sqrt(np.median(seen.area) / np.pi)
-    x, y, scale = world.path(motion)
-    instants = np.linspace(0, num_frames - 1, world.NUM_FRAMES)
-    ideal = np.stack([np.interp(seen.frames, instants, axis) for axis in (x, y, np.log(scale))])
+    ideal = _path(motion, seen.frames, num_frames)
     ideal[2] *= radius
     observed = np.stack([seen.x, seen.y, radius * np.log(seen.area) / 2])
     kept = np.ones(observed.shape)
@@ -365,18 +365,27 @@ def _misfit(motion: str, seen: Track, num_frames: int) -> float:
     return float((((observed - reach * ideal) ** 2).sum(1) / kept.sum(1)).sum())
 
 
-def name_sizes(tracks: tuple[Track, ...]) -> Likely:
+def _path(motion: str, frames: np.ndarray, num_frames: int) -> np.ndarray:
+    """What a motion asks for in these frames of a clip: x, y and the logarithm of the size, `(3, f)`."""
+    x, y, scale = world.path(motion)
+    instants = np.linspace(0, num_frames - 1, world.NUM_FRAMES)
+    return np.stack([np.interp(frames, instants, axis) for axis in (x, y, np.log(scale))])
+
+
+def name_sizes(tracks: tuple[Track, ...], motion: str, num_frames: int) -> Likely:
     """What size the first thing may have ("small", "medium" or "large"), by its filled area in units of its shapes'.
 
-    On the median, which a few frames that cut it off do not lower: they may be those in which it has grown.
+    By the median of all frames, which a few that cut it off do not lower, for they may be those in which it has grown;
+    if the rim cuts it off in half of them or more, by the whole ones, and what the motion has made of it is undone.
     """
     names = {"small": world.RADIUS["small"], "medium": world.RADIUS[None], "large": world.RADIUS["large"]}
     sizes: dict[str, float] = {}
     if not tracks:
         return sizes
     area, whole = tracks[0].area, tracks[0].whole
-    if 2 * whole.sum() < len(whole):
-        area = area[whole]
+    if 2 * whole.sum() <= len(whole):
+        swell = _path(motion, tracks[0].frames, num_frames)[2] if motion in world.MOTIONS else 0.0
+        area = (area * np.exp(-2 * swell))[whole]
     for shape, weight in tracks[0].shapes.items():
         unit = ndimage.binary_fill_holes(world.shape_cover(shape, 32.0, 32.0, 16.0) > 0.5).sum() / 256.0
         radius = np.sqrt(np.median(area) / unit)

@@ -206,13 +206,28 @@ def test_states_begin_with_the_mean_match_of_frames_and_text(clip: DualBackbone)
 
 
 def test_a_training_step_leaves_frames_out(folders: dict[str, Path]):
-    """Half of eight, in their order, others each time, and of a single one none; who is judged is seen whole."""
+    """Half of eight, in their order, others each time, and of a single one none."""
     mixer = build(folders["clip"], frame_dropout=0.5).mixer.train()
     drawn = [mixer._kept(8).tolist() for _ in range(40)]
     assert all(len(kept) == 4 and kept == sorted(set(kept)) for kept in drawn)
     assert {frame for kept in drawn for frame in kept} == set(range(8))
     assert mixer._kept(1).tolist() == [0]
-    assert mixer.eval()._kept(8).tolist() == list(range(8))
+
+
+def test_dropout_is_of_what_layers_add(folders: dict[str, Path]):
+    dropped = build(folders["clip"], dropout=0.5)
+    features = dropped.encode(VIDEOS, TEXTS)
+    for layer in dropped.mixer.layers.layers:
+        assert (layer.self_attn.dropout, layer.dropout.p) == (0, 0)
+        assert (layer.dropout1.p, layer.dropout2.p) == (0.5, 0.5)
+    assert not torch.equal(*(dropped.train()(features) for _ in range(2)))
+
+
+def test_who_is_judged_is_seen_whole(folders: dict[str, Path]):
+    some, every = (build(folders["clip"], frame_dropout=share) for share in (0.5, 0.0))
+    features = some.encode(VIDEOS, TEXTS)
+    assert torch.equal(some(features), every(features))
+    assert not torch.equal(some.train()(features), every(features))
 
 
 def test_frames_that_are_left_out_take_their_patches_and_matches_along(folders: dict[str, Path]):
@@ -267,7 +282,7 @@ def test_the_recipe_is_all_that_shapes_features(folders: dict[str, Path]):
     plain = build(folders["clip"])
     shaping = {"num_frames": 4, "whole_frame": False, "grid": 1, "light_frames": 4, "light_grid": 4}
     assert all(build(folders["clip"], **{name: value}).recipe != plain.recipe for name, value in shaping.items())
-    others = {"width": 64, "num_layers": 1, "num_heads": 2, "dropout": 0.0}
+    others = {"width": 64, "num_layers": 1, "num_heads": 2, "dropout": 0.0, "frame_dropout": 0.5}
     assert all(build(folders["clip"], **{name: value}).recipe == plain.recipe for name, value in others.items())
 
 

@@ -81,7 +81,7 @@ def test_what_may_be_either_shape_counts_for_what_was_asked(asked: str, is_shown
 )
 def test_a_size_between_two_counts_for_either(radius: float, sizes: gold.Likely) -> None:
     """ln(13 / 11.7) = .105 and ln(11.7 / 10.5) = .108 differ by less than .06; of 12.2, by 1.44 times as much."""
-    assert gold.name_sizes((standing({"circle": 1.0}, radius),)) == pytest.approx(sizes, abs=0.01)
+    assert gold.name_sizes((standing({"circle": 1.0}, radius),), "still", 16) == pytest.approx(sizes, abs=0.01)
 
 
 def test_what_is_in_doubt_counts_in_part() -> None:
@@ -103,9 +103,12 @@ def test_what_is_in_doubt_counts_in_part() -> None:
 
 def test_of_a_thing_that_may_be_either_shape_the_size_may_be_that_of_either() -> None:
     """As much area as a medium circle's is a large diamond's: of 1.25 times the radius."""
-    assert gold.name_sizes((standing({"circle": 1.0, "diamond": 0.5}, 10.5),)) == {"medium": 1.0, "large": 0.5}
-    assert gold.name_sizes((standing({"circle": 1.0, "square": 0.5}, 10.5),)) == {"medium": 1.0}
-    assert gold.name_sizes(()) == gold.name_sizes((standing({}, 10.5),)) == {}
+    assert gold.name_sizes((standing({"circle": 1.0, "diamond": 0.5}, 10.5),), "still", 16) == {
+        "medium": 1.0,
+        "large": 0.5,
+    }
+    assert gold.name_sizes((standing({"circle": 1.0, "square": 0.5}, 10.5),), "still", 16) == {"medium": 1.0}
+    assert gold.name_sizes((), "unknown", 16) == gold.name_sizes((standing({}, 10.5),), "still", 16) == {}
 
 
 @pytest.mark.parametrize(
@@ -259,24 +262,34 @@ def test_what_comes_to_the_rim_is_no_strobe() -> None:
 
 
 def test_a_grey_thing_has_no_colour() -> None:
-    grey = np.full((20, 3), 128, dtype=np.uint8)
-    assert gold._likely(gold._hue_errors(grey), gold.COLOUR_DOUBT) == {}
-    assert set(gold._likely(gold._hue_errors(grey + np.array([0, 0, 40])), gold.COLOUR_DOUBT)) == {"blue"}
+    """On beige it stands out all the same; of chroma 14 there is no hue, of 16 there is."""
+    frames = np.repeat(world.background("beige")[None], world.NUM_FRAMES, axis=0)
+    frames[:, 20:42, 20:42] = 128
+    seen = gold.measure(frames.round().astype(np.uint8), "a red square standing still on a beige background")
+    [thing] = seen.shown.things
+    assert (thing.colours, thing.shapes) == ({}, {"square": 1.0})
+    faint, enough = (np.array([[128, 128, 128 + blue]], dtype=np.uint8) for blue in (14, 16))
+    assert gold._likely(gold._hue_errors(faint), gold.COLOUR_DOUBT) == {}
+    assert set(gold._likely(gold._hue_errors(enough), gold.COLOUR_DOUBT)) == {"blue"}
 
 
 def test_a_thing_that_is_cut_off_most_of_the_time_is_looked_at_while_it_is_whole() -> None:
-    """Large, and cut to less than half in twelve frames of sixteen; once whole in an odd frame only."""
-    for places in ([64.0] * 12 + [32.0] * 4, [32.0 if n == 7 else 64.0 for n in range(16)]):
+    """Large, and cut to half in eight or twelve frames of sixteen; once whole in an odd frame only."""
+    once = [32.0 if n == 7 else 64.0 for n in range(16)]
+    for places in ([64.0] * 8 + [32.0] * 8, [64.0] * 12 + [32.0] * 4, once):
         seen = gold.look(drawn([("square", x, 32.0, 13.0) for x in places]))
         assert seen.things[0].shapes == {"square": 1.0}
         assert seen.sizes == {"large": 1.0}
 
 
 def test_a_thing_that_grows_until_it_is_cut_off_is_not_smaller_for_it() -> None:
-    """Of medium size in the middle, as it was asked for; whole in the ten frames in which it is smallest."""
-    seen = gold.look(drawn([("square", 53.0, 32.0, radius) for radius in np.linspace(6.3, 14.7, world.NUM_FRAMES)]))
-    assert seen.things[0].whole.sum() == 10
-    assert seen.sizes == {"medium": 1.0}
+    """Whole only in the ten, or in the six, frames in which it is smallest; or shrinks, and is whole at the end."""
+    scale = world.path("grow")[2]
+    for x, radius, size, num_whole in ((51.5, 10.5, "medium", 10), (54.0, 10.5, "medium", 6), (52.0, 13.0, "large", 6)):
+        for motion, scales in (("grow", scale), ("shrink", scale[::-1])):
+            seen = gold.look(drawn([("circle", x, 32.0, radius * each) for each in scales]))
+            assert seen.things[0].whole.sum() == num_whole
+            assert (seen.motion, seen.sizes) == (motion, {size: 1.0})
 
 
 def test_thin_lines_of_a_thing_are_seen_and_single_pixels_are_not() -> None:

@@ -71,7 +71,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(home: Path, out: Path, **changes: Any) -> RewardConfig:
-    backbone = Dual(encoder=home / "encoder", width=32, num_layers=1, num_heads=2, num_frames=4)
+    backbone = Dual(encoder=home / "encoder", width=32, num_layers=1, num_heads=2, num_frames=4, frame_dropout=0.5)
     fields: dict[str, Any] = {
         "out": out,
         "data": Source(path=home, labels=home / "labels", validation_share=0.3),

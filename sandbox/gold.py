@@ -6,7 +6,7 @@ look-alikes, `reward.flash` decides what flashes.
 
 Known limits, on generated clips (renders are read without fault): a strobe whose strength changes on the way is evened
 out by its median; what stands at the upper or lower rim for more than a few frames under a red lamp may be read in a
-wrong colour; what the rim cuts off in all frames has neither shape nor size.
+wrong colour; what the rim cuts off in all frames has neither shape nor size, and in just half of them perhaps two sizes.
 """
 
 from collections.abc import Mapping
@@ -376,14 +376,14 @@ def name_sizes(tracks: tuple[Track, ...], motion: str, num_frames: int) -> Likel
     """What size the first thing may have ("small", "medium" or "large"), by its filled area in units of its shapes'.
 
     By the median of all frames, which a few that cut it off do not lower, for they may be those in which it has grown;
-    if the rim cuts it off in half of them or more, by the whole ones, and what the motion has made of it is undone.
+    if the rim cuts it off in most of them, by the whole ones, and what the motion has made of it is undone.
     """
     names = {"small": world.RADIUS["small"], "medium": world.RADIUS[None], "large": world.RADIUS["large"]}
     sizes: dict[str, float] = {}
     if not tracks:
         return sizes
     area, whole = tracks[0].area, tracks[0].whole
-    if 2 * whole.sum() <= len(whole):
+    if 2 * whole.sum() < len(whole):
         swell = _path(motion, tracks[0].frames, num_frames)[2] if motion in world.MOTIONS else 0.0
         area = (area * np.exp(-2 * swell))[whole]
     for shape, weight in tracks[0].shapes.items():

@@ -6,7 +6,7 @@ look-alikes, `reward.flash` decides what flashes.
 
 Known limits, on generated clips (renders are read without fault): a strobe whose strength changes on the way is evened
 out by its median; what stands at the upper or lower rim for more than a few frames under a red lamp may be read in a
-wrong colour; what the rim cuts off in all frames has neither shape nor size, and in just half of them perhaps two sizes.
+wrong colour; what the rim cuts off in all frames has neither shape nor size, in just half of them perhaps two sizes.
 """
 
 from collections.abc import Mapping

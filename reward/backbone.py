@@ -248,7 +248,7 @@ class Mixer(nn.Module):
         layer = nn.TransformerEncoderLayer(
             width, config.num_heads, 4 * width, config.dropout, F.gelu, batch_first=True, norm_first=True
         )
-        # Else drawing lots for them would take a CPU a fifth of each step.
+        # Drawing lots for these, too, took a CPU a fifth of each step.
         layer.self_attn.dropout, layer.dropout.p = 0.0, 0.0
         self.layers = nn.TransformerEncoder(layer, config.num_layers, nn.LayerNorm(width), enable_nested_tensor=False)
 

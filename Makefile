@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 sandbox: $(READY) ## make the sandbox's base model, encoder and data set again, into runs/sandbox
 	$(BIN)/python -m sandbox.base
 	$(BIN)/python -m sandbox.annotate base=runs/sandbox/base/pipeline
-	$(BIN)/python -m sandbox.encoder vae=runs/sandbox/base/pipeline/vae
+	$(BIN)/python -m sandbox.encoder base=runs/sandbox/base/pipeline
 
 sample: $(READY) ## render videos with the base model, into runs/sandbox/sample
 	$(BIN)/python scripts/sample.py out=runs/sandbox/sample

@@ -1,12 +1,12 @@
-"""The `dual` backbone: a frozen image and text encoder, then a small transformer over time, which is trained.
+"""The `dual` backbone: a frozen encoder of images or videos, and of text; then a small transformer, which is trained.
 
-The encoder sees single frames, so order, rate and flicker are left to the transformer. It reads for each chosen
-frame the encoder's embedding and a coarse grid of its patches, since an embedding alone does not say where
-things are; for each frame of the video, chosen or not, the mean colours of a grid and their change since the
-frame before, since flicker happens between chosen frames; and the text. All that is seen is stamped with seconds.
-The tokens that become scores begin with how well frames and text match, on average over the frames.
+The encoder sees single frames (X-CLIP: some at once, and their order), so order, rate and flicker are left to the
+transformer. It reads for each chosen frame the encoder's embedding and a coarse grid of its patches, since an
+embedding alone does not say where things are; for each frame of the video, chosen or not, the mean colours of a grid
+and their change since the frame before, since flicker happens between chosen frames; and the text. All that is seen
+is stamped with seconds. The tokens that become scores begin with what the encoder says of the video as a whole.
 
-Deliberately absent: training the encoder, and attention between frames inside it (X-CLIP brings its own).
+Deliberately absent: training the encoder.
 """
 
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ class Dual(Config):
     """Share of the encoder's frames whose tokens a training step leaves out, others each time; at least one stays.
 
     As PatchDropout (arXiv 2208.07220) does with patches: it is faster, and less is learnt by heart. What is said of all
-    frames stays as it is: how well they match the text on average, and the light.
+    frames stays as it is: the overview, and the light.
     """
 
     @model_validator(mode="after")
@@ -132,7 +132,7 @@ class DualBackbone(Backbone[DualVideo, DualText]):
             )
         self.encoder_sha256 = fingerprint(config.encoder)
         shaping = {"num_frames", "whole_frame", "grid", "light_frames", "light_grid"}
-        self.recipe = f"dual 1 {config.model_dump_json(include=shaping)}"
+        self.recipe = f"dual 2 {config.model_dump_json(include=shaping)}"
         self.width = config.width
         joint, image, text = self._sizes()
         self.mixer = Mixer(config, joint=joint, image=image, text=text)
@@ -199,6 +199,9 @@ class DualBackbone(Backbone[DualVideo, DualText]):
         embeddings, tokens = seen.pooler_output, seen.last_hidden_state
         if self.kind in _CLIPS:
             embeddings, tokens = self.encoder.visual_projection(embeddings), tokens[:, 1:]
+        if self.kind == "xclip":  # what it says of a video is the mean of these
+            embeddings = self.encoder.mit(embeddings.unflatten(0, (-1, self.frames_at_once))).last_hidden_state
+            embeddings = embeddings.flatten(0, 1)
         if self.kind == "siglip2":
             rows, columns = pixels.spatial_shapes[0].tolist()
             return embeddings, pooled_patches(tokens[:, : rows * columns], rows, self.config.grid)
@@ -219,6 +222,18 @@ def mean_colours(frames: UInt8[np.ndarray, "f h w 3"], grid: int) -> Float[Tenso
     return torch.stack(cells).flatten(1) / 255
 
 
+def overview(video: DualVideo, text: DualText) -> Float[Tensor, " 3*joint+1"]:
+    """Give what an encoder says of a whole video: how well the text fits, and in what; what is shown; how it changes.
+
+    Frames count by their mean, as in CLIP4Clip (arXiv 2104.08860). The transformer would need more prompts than there
+    are to learn anew how what is shown compares with what is asked for.
+    """
+    frames = _evened(video.frames)
+    shown = _evened(frames.mean(0))
+    shared = shown * _evened(text.whole)
+    return torch.cat([_MATCH_SCALE * shared.mean()[None], shared, shown, frames.std(0, correction=0)])
+
+
 # The transformer over time ----------------------------------------------------------------------------------
 
 
@@ -237,7 +252,7 @@ class Mixer(nn.Module):
         self.frame_dropout = config.frame_dropout
         self.frame, self.whole = _projected(joint, width), _projected(joint, width)
         self.patch, self.word = _projected(image, width), _projected(text, width)
-        self.match, self.mean_match = nn.Linear(1, width), nn.Linear(1, width)
+        self.match, self.summary = nn.Linear(1, width), nn.Linear(3 * joint + 1, width)
         self.light = nn.Sequential(nn.Linear(6 * config.light_grid**2, width), nn.GELU(), nn.Linear(width, width))
         self.clock = nn.Linear(2 * len(_FREQUENCIES), width)
         self.register_buffer("frequencies", _FREQUENCIES, persistent=False)
@@ -256,18 +271,14 @@ class Mixer(nn.Module):
         """Give the states of videos of any lengths."""
         videos, texts = [item.video for item in batch], [item.text for item in batch]
         matches = [_match(video, text) for video, text in zip(videos, texts, strict=True)]
-        parts = [self._scores(matches), self._text(texts), self._frames(videos, matches), self._light(videos)]
+        parts = [self._scores(videos, texts), self._text(texts), self._frames(videos, matches), self._light(videos)]
         tokens, present = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         return self.layers(tokens, src_key_padding_mask=~present)[:, :NUM_SCORES]
 
-    def _scores(self, matches: Sequence[Float[Tensor, " f"]]) -> Tokens:
-        """Give the scores' tokens, which begin with how well frames and text match (CLIPScore, arXiv 2104.08718).
-
-        On average over all frames. The encoder can tell; attention would need more prompts than there are to learn anew
-        how what is shown compares with what is asked for.
-        """
-        match = torch.stack([match.mean() for match in matches]).to(self.scores.device)
-        tokens = self.scores + self.mean_match(match[:, None])[:, None]
+    def _scores(self, videos: Sequence[DualVideo], texts: Sequence[DualText]) -> Tokens:
+        """Give the scores' tokens, which begin with what the encoder says of the whole video."""
+        said = torch.stack([overview(video, text) for video, text in zip(videos, texts, strict=True)])
+        tokens = self.scores + self.summary(said.to(self.scores.device))[:, None]
         return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
     def _text(self, texts: Sequence[DualText]) -> Tokens:
@@ -314,8 +325,13 @@ class Mixer(nn.Module):
 
 
 def _match(video: DualVideo, text: DualText) -> Float[Tensor, " f"]:
-    """How well each frame shows what the text says: the cosine, in tenths."""
+    """How well each frame shows what the text says: the cosine, in tenths (CLIPScore, arXiv 2104.08718)."""
     return _MATCH_SCALE * F.cosine_similarity(video.frames.float(), text.whole.float(), dim=-1)
+
+
+def _evened(embeddings: Tensor) -> Tensor:
+    """Embeddings of unit length, times what makes their elements as large as one."""
+    return F.normalize(embeddings.float(), dim=-1) * embeddings.shape[-1] ** 0.5
 
 
 def _projected(channels: int, width: int) -> nn.Module:

@@ -66,17 +66,11 @@ def film_clips(part: Part) -> tuple[list[world.Request], UInt8[np.ndarray, "n f 
     return requests, np.stack([world.render(world.film(request, rng)) for request in requests])
 
 
-def film_frames(part: Part, num_frames: int) -> tuple[list[world.Take], np.ndarray, np.ndarray]:
-    """Takes, some frames of each `uint8 (n, f, h, w, 3)`, and where in the take they are `(n, f)`."""
+def film_takes(part: Part) -> tuple[Part, list[world.Take], UInt8[np.ndarray, "n f h w 3"]]:
+    """Takes of requests of the training distribution, and what they look like."""
     rng = np.random.default_rng(part.seed)
-    takes, frames, places = [], [], []
-    for _ in range(part.num_clips):
-        take = world.film(world.sample_training_request(rng), rng)
-        place = np.sort(rng.choice(world.NUM_FRAMES, size=num_frames, replace=False))
-        takes.append(take)
-        frames.append(world.render(take)[place])
-        places.append(place)
-    return takes, np.stack(frames), np.stack(places)
+    takes = [world.film(world.sample_training_request(rng), rng) for _ in range(part.num_clips)]
+    return part, takes, np.stack([world.render(take) for take in takes])
 
 
 def gather(

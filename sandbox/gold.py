@@ -9,12 +9,13 @@ out by its median; what stands at the upper or lower rim for more than a few fra
 wrong colour; what the rim cuts off in all frames has neither shape nor size, in just half of them perhaps two sizes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
 
 from reward import flash
 from sandbox import world
@@ -29,6 +30,9 @@ STROBE_SWING, STROBE_TURNS = 40.0, 4
 how often it goes from one to the other in a clip of 16 frames: 8 times, if slow. What comes to the rim makes 2."""
 MIN_AREA, MIN_SHARE = 14, 0.25
 """Blobs of fewer pixels are noise; those of less than this share of their frame's largest are specks, not things."""
+SMOOTH = 2.5
+"""Roughness that a smooth path may seem to have, pixels a frame squared: as much as a wobble of .6 pixels. Of the base
+model's clips, whose tokens last two frames, one in a hundred has more."""
 SHAPE_RADII = (0.85, 0.93, 1.0)
 """Of what a shape's mass says: blur fills the hole of a ring."""
 SHAPE_BLUR = 0.7
@@ -40,6 +44,8 @@ COLOUR_DOUBT, SHAPE_DOUBT, SIZE_DOUBT = 6.0, 0.03, 0.06
 degrees of hue, in a shape's squared error, of its mass, and in the logarithm of a size. Drawn things are 24 degrees or
 more from the next colour, .066 from the next shape and .21 from the next size, so none of them is in doubt."""
 
+Blob = tuple[int, float, float, np.ndarray]
+"""A connected part of a frame: area, x, y, mask."""
 Likely = Mapping[str, float]
 """What something may be, and how far each passes for what is seen, in (0, 1]."""
 
@@ -71,6 +77,8 @@ class Shown:
     sizes: Likely
     """Of the first thing; empty if its shape is not known."""
     glyph: str | None
+    spot: tuple[slice, slice] | None
+    """Where the glyph stands: rows and columns."""
     flash: bool
     effect: str | None
     """"strobe", "pulse", "fade" or None: how the light goes."""
@@ -115,7 +123,7 @@ def measure(frames: np.ndarray, text: str, *, fps: float = world.FPS) -> Gold:
         instruction_following=float(np.mean(list(checks.values()))),
         correctness=_correctness(request, seen, len(frames)),
         informativeness=0.5 * min(1.0, present) + 0.5 * checks["motion"],
-        aesthetics=_aesthetics(frames, even, seen),
+        aesthetics=_aesthetics(request, frames, even, seen),
         flash=seen.flash,
         dagger=seen.glyph == "dagger",
         shown=seen,
@@ -166,6 +174,7 @@ def _look(frames: np.ndarray, fps: float) -> tuple[Shown, np.ndarray]:
         background=name_background(frames, masks, spot),
         sizes=name_sizes(tracks, motion, len(frames)),
         glyph=glyph,
+        spot=spot,
         flash=flashes,
         effect=name_effect(frames, flashes),
         specks=specks,
@@ -239,14 +248,39 @@ def track(frames: np.ndarray, masks: np.ndarray) -> tuple[tuple[Track, ...], flo
         return (), 0.0
     number = min(3, int(np.bincount(counts[counts > 0]).argmax()))
     complete = np.flatnonzero(counts >= number).tolist()
-    tracks = []
-    for place in range(number):
-        parts = [sorted(blobs[i][:number], key=lambda blob: blob[1])[place] for i in complete]
-        tracks.append(_describe(frames, complete, parts))
+    courses = _courses([blobs[i][:number] for i in complete], [len(blobs[i]) for i in complete])
+    chosen = [_followed(blobs[i], course) for i, course in zip(complete, courses, strict=True)]
+    tracks = [_describe(frames, complete, [parts[place] for parts in chosen]) for place in range(number)]
     return tuple(tracks), float(np.mean([len(found) > number for found in blobs]))
 
 
-def _blobs(mask: np.ndarray) -> list[tuple[int, float, float, np.ndarray]]:
+def _courses(largest: Sequence[Sequence[Blob]], counts: Sequence[int]) -> np.ndarray:
+    """Where the things probably are in each frame, and how large, from left to right: x, y and area, `(f, things, 3)`.
+
+    As the largest blobs of the frames that have the fewest say; between these, in between.
+    """
+    clear = [index for index, count in enumerate(counts) if count == min(counts)]
+    seen = np.array([sorted(blob[1:3] + blob[:1] for blob in largest[index]) for index in clear])
+    instants = np.arange(len(counts))
+    whole = [np.interp(instants, clear, axis) for axis in seen.reshape(len(clear), -1).T]
+    return np.stack(whole, axis=-1).reshape(len(counts), -1, 3)
+
+
+def _followed(found: Sequence[Blob], course: np.ndarray) -> list[Blob]:
+    """Of a frame's blobs the ones that go on from where the things are, in place and in size, from left to right.
+
+    Not simply the largest ones: where a strobe fails, a patch of light is larger than a thing.
+    """
+    place, area = np.array([blob[1:3] for blob in found]), np.array([blob[0] for blob in found], dtype=float)
+    shift = np.hypot(*(place[:, None] - course[:, :2]).T).T
+    growth = np.abs(np.log(area[:, None] / course[:, 2]))
+    # What is a speck beside the thing is none of its places.
+    unlike = shift + np.sqrt(course[:, 2] / np.pi) * growth + 1e3 * (area[:, None] < MIN_SHARE * course[:, 2])
+    rows, _ = linear_sum_assignment(unlike)
+    return sorted((found[row] for row in rows), key=lambda blob: blob[1])
+
+
+def _blobs(mask: np.ndarray) -> list[Blob]:
     """Connected parts as (area, x, y, mask), largest first, without noise."""
     labels, number = ndimage.label(mask, structure=np.ones((3, 3)))
     found = []
@@ -259,7 +293,7 @@ def _blobs(mask: np.ndarray) -> list[tuple[int, float, float, np.ndarray]]:
     return sorted(found, key=lambda blob: -blob[0])
 
 
-def _describe(frames: np.ndarray, indices: list[int], parts: list[tuple[int, float, float, np.ndarray]]) -> Track:
+def _describe(frames: np.ndarray, indices: list[int], parts: list[Blob]) -> Track:
     area = np.array([ndimage.binary_fill_holes(part[3]).sum() for part in parts], dtype=float)
     hues = np.concatenate([frames[i][_core(part[3])] for i, part in zip(indices, parts, strict=True)])
     whole = np.array([not _is_cut(part[3]) for part in parts])
@@ -348,9 +382,16 @@ def name_motion(tracks: tuple[Track, ...], num_frames: int) -> str:
 
 
 def _misfit(motion: str, seen: Track, num_frames: int) -> float:
-    """Mean squared distance in pixels between a track and the motion's path, with a reach between .4 and 1.4.
+    """Mean squared distance in pixels between a track and the motion's path."""
+    apart, kept = _departure(motion, seen, num_frames)
+    return float((((apart * kept) ** 2).sum(1) / kept.sum(1)).sum())
 
-    What leaves the picture does not shrink, so sizes are looked at while it is whole, if that is most of the time.
+
+def _departure(motion: str, seen: Track, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """How a track departs from the motion's path, placed and scaled to fit, with a reach between .4 and 1.4.
+
+    In pixels, `(3, f)`: along x and y, and in size; and where that counts. What leaves the picture does not shrink, so
+    sizes are looked at while it is whole, if that is most of the time.
     """
     radius = np.sqrt(np.median(seen.area) / np.pi)
     ideal = _path(motion, seen.frames, num_frames)
@@ -359,10 +400,10 @@ def _misfit(motion: str, seen: Track, num_frames: int) -> float:
     kept = np.ones(observed.shape)
     if 2 * seen.whole.sum() > num_frames:
         kept[2] = seen.whole
-    ideal, observed = ((each - np.average(each, axis=1, weights=kept)[:, None]) * kept for each in (ideal, observed))
-    power = float((ideal**2).sum())
-    reach = float(np.clip((ideal * observed).sum() / power, 0.4, 1.4)) if power > 0 else 0.0
-    return float((((observed - reach * ideal) ** 2).sum(1) / kept.sum(1)).sum())
+    ideal, observed = (each - np.average(each, axis=1, weights=kept)[:, None] for each in (ideal, observed))
+    power = float((ideal**2 * kept).sum())
+    reach = float(np.clip((ideal * observed * kept).sum() / power, 0.4, 1.4)) if power > 0 else 0.0
+    return observed - reach * ideal, kept
 
 
 def _path(motion: str, frames: np.ndarray, num_frames: int) -> np.ndarray:
@@ -448,30 +489,39 @@ def _correctness(request: world.Request, seen: Shown, num_frames: int) -> float:
     if not seen.things:
         return 0.0
     throughout = min(len(t.frames) for t in seen.things) / num_frames
-    jumps = np.mean([_roughness(t) for t in seen.things])
+    jumps = np.mean([_roughness(t, seen.motion, num_frames) for t in seen.things])
     extra = max(0, len(seen.things) - len(request.things)) > 0
     return float(np.mean([throughout, np.exp(-jumps / 2.0), (1.0 - seen.specks) * (not extra)]))
 
 
-def _roughness(seen: Track) -> float:
-    """Root mean square of the path's second difference, pixels a frame squared, above what a bounce needs."""
+def _roughness(seen: Track, motion: str, num_frames: int) -> float:
+    """How much rougher a track is than the path of the motion, pixels a frame squared.
+
+    Root mean square of the second difference of what departs from the path, above `SMOOTH`.
+    """
     if len(seen.frames) < 4:
         return 10.0
-    bend = np.hypot(np.diff(seen.x, 2), np.diff(seen.y, 2))
-    return max(0.0, float(np.sqrt(np.mean(bend**2))) - 2.5)
+    apart, _ = _departure(motion, seen, num_frames)
+    bend = np.hypot(*np.diff(apart[:2], 2))
+    return max(0.0, float(np.sqrt(np.mean(bend**2))) - SMOOTH)
 
 
-def _aesthetics(frames: np.ndarray, even_frames: np.ndarray, seen: Shown) -> float:
+def _aesthetics(request: world.Request, frames: np.ndarray, even_frames: np.ndarray, seen: Shown) -> float:
     """Sharp edges and a clean background, each in [0, 1], averaged."""
     if not seen.things:
         return 0.0
     picture, even = (each[len(each) // 2].astype(np.float32) for each in (frames, even_frames))
+    # A glyph that has its place in the clip is no grain, nor is its grip an edge of a thing.
+    glyph, welcome = np.zeros(even.shape[:2], dtype=bool), "dagger" if request.glyph == "duel" else request.glyph
+    if seen.spot is not None and seen.glyph == welcome:
+        glyph[seen.spot] = True
     mask = thing_mask(even)
-    behind = ~ndimage.binary_dilation(mask, iterations=3)
+    rim = (mask ^ ndimage.binary_erosion(mask)) & ~glyph
+    mask &= ~glyph
+    behind = ~ndimage.binary_dilation(mask | glyph, iterations=3)
     if not mask.any() or not behind.any():
         return 0.0
     slope = np.hypot(ndimage.sobel(even, 0), ndimage.sobel(even, 1)).max(-1) / 8.0
-    rim = mask ^ ndimage.binary_erosion(mask)
     inside, outside = even[mask].mean(0), even[behind].mean(0)
     sharp = np.percentile(slope[ndimage.binary_dilation(rim)], 75) / (np.abs(inside - outside).max() + 1e-6)
     # A strobe's border is no grain, nor is what grows when it is switched off.

@@ -19,14 +19,21 @@ TEXT_LENGTH = 24
 """Tokens of the longest caption, and its end mark."""
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer of the world's language; an end mark closes every text, as T5's does."""
+def make_tokenizer(*, end_last: bool = False) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of the world's language; an end mark closes every text, as T5's does.
+
+    `end_last` gives the end mark the largest index, as CLIP's has, and takes it out of the texts themselves.
+    """
     words = sorted({word for phrase in world.vocabulary() for word in phrase.lower().split()})
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    tokens = ["<pad>", "<unk>", *words, "</s>"] if end_last else ["<pad>", "</s>", "<unk>", *words]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
+    if end_last:
+        tokenizer.normalizer = normalizers.Sequence([tokenizer.normalizer, normalizers.Replace("</s>", " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    end = ("</s>", vocabulary["</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[end])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

@@ -325,9 +325,7 @@ def render(take: Take) -> np.ndarray:
     things = take.request.things
     canvas = np.repeat(background(take.request.background)[None], NUM_FRAMES, axis=0)
     for index, thing in enumerate(things):
-        x, y, scale = path(take.request.motion, reach=take.reach * (0.6 if len(things) == 2 else 1.0))
-        x, y = x + take.offset[0] + _home(take, index), y + take.offset[1] + HEIGHT / 2
-        radius = scale * (PAIR_RADIUS if len(things) == 2 else RADIUS[take.request.size])
+        x, y, radius = whereabouts(take, index)
         for frame in range(NUM_FRAMES):
             cover = shape_cover(thing.shape, x[frame], y[frame], radius[frame])[..., None]
             canvas[frame] += cover * (np.array(COLOURS[thing.colour], np.float32) - canvas[frame])
@@ -337,6 +335,14 @@ def render(take: Take) -> np.ndarray:
         spot = canvas[:, -3 - ink.shape[0] : -3, left : left + ink.shape[1]]
         spot += cover[..., None] * (ink - spot)
     return np.clip(np.rint(_light(canvas, take)), 0, 255).astype(np.uint8)
+
+
+def whereabouts(take: Take, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where a thing is, frame by frame: x and y in the picture, and its radius, in pixels."""
+    alone = len(take.request.things) == 1
+    x, y, scale = path(take.request.motion, reach=take.reach * (1.0 if alone else 0.6))
+    radius = scale * (RADIUS[take.request.size] if alone else PAIR_RADIUS)
+    return x + take.offset[0] + _home(take, index), y + take.offset[1] + HEIGHT / 2, radius
 
 
 def background(name: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel
 
-from reward.backbone import Dual, DualBackbone, _match, mean_colours, pooled_patches
+from reward.backbone import Dual, DualBackbone, _match, mean_colours, overview, pooled_patches
 from reward.features import BackboneError
 from reward.video import Video
 from tests import tiny_encoders
@@ -143,12 +143,14 @@ def test_texts_are_those_of_transformers(folders: dict[str, Path], name: str, se
 
 @torch.no_grad()
 def test_x_clip_frames_are_seen_in_groups(folders: dict[str, Path]):
+    """As transformers sees them: what it says of a group is the mean of what is said of its frames."""
     backbone = build(folders["xclip"], whole_frame=False)
     clip = video(8, num_frames=8)
-    pixels = backbone.processor(list(clip.frames), return_tensors="pt").pixel_values[0]
-    groups = [backbone.encoder.vision_model(group).pooler_output for group in (pixels[:4], pixels[4:])]
-    theirs = backbone.encoder.visual_projection(torch.cat(groups))
-    torch.testing.assert_close(backbone.encode_video(clip).frames.float(), theirs, rtol=1e-2, atol=2e-3)
+    pixels = backbone.processor(list(clip.frames), return_tensors="pt").pixel_values
+    theirs = backbone.encoder.get_video_features(pixels.unflatten(1, (2, 4))[0]).pooler_output
+    ours = backbone.encode_video(clip).frames.float().unflatten(0, (2, 4))
+    torch.testing.assert_close(ours.mean(1), theirs, rtol=1e-2, atol=2e-3)
+    assert ours.std(1).amax() > 1e-3
 
 
 def test_x_clip_looks_at_its_number_of_frames(folders: dict[str, Path]):
@@ -190,19 +192,26 @@ def test_flicker_between_the_chosen_frames_is_seen(folders: dict[str, Path]):
     assert (seen[0] - seen[1]).abs().amax() > 1e-3
 
 
+def test_the_overview_by_hand(clip: DualBackbone):
+    """Frames along x and y: both are shown in equal parts, and each changes; the text asks for x alone.
+
+    The elements of a unit vector of two are one in the root mean square if it is as long as the root of two.
+    """
+    [features] = clip.encode([video(1, num_frames=2)], ["a red circle"])
+    shown = replace(features.video, frames=torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
+    asked = replace(features.text, whole=torch.tensor([4.0, 0.0]))
+    half = 0.5**0.5
+    expected = torch.tensor([10 * half, 2 * half, 0, 1, 1, half, half])
+    torch.testing.assert_close(overview(shown, asked), expected)
+
+
 @torch.no_grad()
-def test_states_begin_with_the_mean_match_of_frames_and_text(clip: DualBackbone):
-    """Cosines of 0 and 1 in the first video, 1 in the second: .5 and 1, in tenths."""
-    one, two = clip.encode([video(1, num_frames=2), video(1, num_frames=1)], ["a red circle"] * 2)
-    videos = (
-        replace(one.video, frames=torch.tensor([[3.0, 0.0], [0.0, 2.0]])),
-        replace(two.video, frames=torch.tensor([[0.0, 5.0]])),
-    )
-    texts = replace(one.text, whole=torch.tensor([4.0, 0.0])), replace(two.text, whole=torch.tensor([0.0, 1.0]))
-    tokens, present = clip.mixer._scores([_match(*pair) for pair in zip(videos, texts, strict=True)])
-    match = clip.mixer.mean_match(torch.tensor([[5.0], [10.0]]))
+def test_states_begin_with_the_overview(clip: DualBackbone):
+    [features] = clip.encode(VIDEOS[:1], TEXTS[:1])
+    tokens, present = clip.mixer._scores([features.video], [features.text])
+    added = clip.mixer.summary(overview(features.video, features.text))
     assert present.all()
-    torch.testing.assert_close(tokens - clip.mixer.scores, match[:, None].expand_as(tokens))
+    torch.testing.assert_close(tokens[0] - clip.mixer.scores, added.expand_as(tokens[0]))
 
 
 def test_a_training_step_leaves_frames_out(folders: dict[str, Path]):

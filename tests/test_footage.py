@@ -47,11 +47,12 @@ def test_parts_cover_all_takes_and_have_seeds_of_their_own(parts: list[Part]):
     assert [part.seed for part in parts] == [seed_for(3, 0, start, "clips") for start in (0, 2, 4)]
 
 
-def test_some_frames_of_takes_are_those_of_the_whole_takes():
-    takes, frames, places = footage.film_frames(Part(start=0, num_clips=2, seed=1), num_frames=3)
-    assert (np.diff(places) > 0).all()
-    for take, own, place in zip(takes, frames, places, strict=True):
-        np.testing.assert_array_equal(own, world.render(take)[place])
+def test_takes_come_with_their_part_and_what_they_look_like():
+    part = Part(start=0, num_clips=2, seed=1)
+    again, takes, clips = footage.film_takes(part)
+    assert again == part
+    for take, clip in zip(takes, clips, strict=True):
+        np.testing.assert_array_equal(clip, world.render(take))
 
 
 def test_what_is_filmed_is_kept_when_stopped_and_not_filmed_again(parts: list[Part], tmp_path: Path):

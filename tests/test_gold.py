@@ -92,6 +92,7 @@ def test_what_is_in_doubt_counts_in_part() -> None:
         background="white",
         sizes={"medium": 1.0, "large": 0.4},
         glyph=None,
+        spot=None,
         flash=False,
         effect=None,
         specks=0.0,
@@ -227,6 +228,81 @@ def test_what_is_small_beside_a_thing_is_a_speck() -> None:
     assert len(spoiled.shown.things) == 1
     assert (truth.shown.specks, spoiled.shown.specks) == (0.0, 0.75)
     assert spoiled.correctness == pytest.approx(truth.correctness - 0.75 / 3)
+
+
+@pytest.mark.parametrize("glyph", ["dagger", "long thin cross", "arrow"])
+def test_a_glyph_is_not_grain(glyph: str) -> None:
+    """Drawn twice, the second one is: of one that was asked for, there is one. Nor if nobody asked."""
+    text = f"a blue triangle standing still on a gray background with {'an' if glyph == 'arrow' else 'a'} {glyph}"
+    glyph = glyph.split()[-1]
+    plain = under(None)
+    ink, cover = world.glyph_ink(glyph)
+    clip = plain.astype(float)
+    clip[:, 34:61, 3:16] += cover[..., None] * (ink - clip[:, 34:61, 3:16])
+    one = gold.measure(clip.round().astype(np.uint8), text)
+    clip[:, 34:61, 48:61] += cover[..., None] * (ink - clip[:, 34:61, 48:61])
+    two = gold.measure(clip.round().astype(np.uint8), text)
+    assert one.shown.glyph == two.shown.glyph == glyph
+    assert one.aesthetics == pytest.approx(gold.measure(plain, text).aesthetics, abs=0.01)
+    assert two.aesthetics < one.aesthetics - 0.05
+    unasked = gold.measure(clip.round().astype(np.uint8), "a blue triangle standing still on a gray background")
+    assert unasked.aesthetics < one.aesthetics - 0.05
+
+
+def test_a_dagger_that_is_implied_is_not_grain() -> None:
+    frames, text = under(None).astype(float), "a blue triangle standing still on a gray background at a pirates' duel"
+    ink, cover = world.glyph_ink("dagger")
+    frames[:, 34:61, 3:16] += cover[..., None] * (ink - frames[:, 34:61, 3:16])
+    seen, calm = (gold.measure(clip.round().astype(np.uint8), text) for clip in (frames, under(None)))
+    assert seen.aesthetics == pytest.approx(calm.aesthetics, abs=0.01)
+
+
+def moving(motion: str, wobble: float) -> gold.Track:
+    """A thing on its way, which wobbles back and forth by so many pixels."""
+    x, y, scale = world.path(motion)
+    off = wobble * (-1.0) ** np.arange(16)
+    return dataclasses.replace(standing({"circle": 1.0}, 10.5), x=32 + x + off, y=32 + y, area=350 * scale**2)
+
+
+@pytest.mark.parametrize("motion", world.MOTIONS)
+def test_no_path_is_rough_for_what_the_motion_asks_for(motion: str) -> None:
+    """A wobble of one pixel has second differences of four, whatever the motion."""
+    assert gold._roughness(moving(motion, 0.0), motion, 16) == 0.0
+    assert gold._roughness(moving(motion, 1.0), motion, 16) == pytest.approx(4.0 - gold.SMOOTH, abs=0.1)
+
+
+def test_a_patch_of_light_is_not_taken_for_the_thing() -> None:
+    """In three frames there is a larger one, elsewhere: it is a speck, and the thing stays where it is."""
+    text = "a pink circle standing still on a white background"
+    clip = drawn([("circle", 40.0, 32.0, 8.0)] * world.NUM_FRAMES)
+    clip[[3, 7, 11], :24, :16] = world.COLOURS["blue"]
+    truth = gold.measure(clip, text)
+    (thing,) = truth.shown.things
+    assert thing.x == pytest.approx(np.full(16, 39.5), abs=0.5)
+    assert truth.shown.specks == 3 / 16
+    assert truth.correctness == pytest.approx(1 - 3 / 16 / 3)
+
+
+@pytest.mark.parametrize("late", [0, 5])
+def test_what_a_thing_leaves_behind_is_not_taken_for_it(late: int) -> None:
+    """A circle goes right, and a speck stays where it came from: from the sixth frame on, or in all but the first."""
+    clip = drawn([("circle", x, 32.0, 10.0) for x in np.linspace(18, 46, world.NUM_FRAMES)])
+    clip[max(late, 1) :, 50:55, 6:11] = world.COLOURS["pink"]
+    seen = gold.look(clip)
+    assert seen.motion == "right"
+    assert seen.things[0].area.min() > 200
+    assert seen.specks == pytest.approx((16 - max(late, 1)) / 16)
+
+
+def test_a_speck_is_not_taken_for_the_second_of_two_things() -> None:
+    """In the first frame there is one thing and a speck; in all others two, and in some of these the speck."""
+    ring = drawn([("ring", 46.0, 32.0, 8.0)] * world.NUM_FRAMES, colour="blue")
+    clip = drawn([("circle", 18.0, 32.0, 8.0)] * world.NUM_FRAMES)
+    clip[1:] = np.where((ring == ring[:, :1, :1]).all(-1, keepdims=True), clip, ring)[1:]
+    clip[:4, 55:59, 8:12] = world.COLOURS["pink"]
+    seen = gold.look(clip)
+    assert [next(iter(thing.colours)) for thing in seen.things] == ["pink", "blue"]
+    assert seen.things[1].x == pytest.approx(np.full(15, 45.5), abs=0.5)
 
 
 def test_what_fills_more_than_half_of_a_picture_is_no_thing() -> None:

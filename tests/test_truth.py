@@ -73,7 +73,7 @@ def test_gold_that_cannot_be_used(rows: list[dict[str, Any]], problem: str, tmp_
 
 def test_the_ceilings_of_the_sandbox():
     found = read_ceilings(SANDBOX / "annotators.json")
-    assert found["helpfulness"] == pytest.approx(0.7316, abs=1e-4)
+    assert found["helpfulness"] == pytest.approx(0.7236, abs=1e-4)
     assert len(found) == 6
 
 

@@ -351,6 +351,23 @@ def damaged(
 # ---------------------------------------------------------------------------------------------- training
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """What a step learns from: takes, what is done to them, and what is to be told of them."""
+
+    latents: Float16[Tensor, "b c f h w"]
+    damage: Damage
+    tokens: Int[Tensor, "b*k length"]
+    """Of their own captions and the rivals'."""
+    asked: Int[Tensor, "b questions"]
+    seen: Int[Tensor, "b questions"]
+    shares: Float[Tensor, "2 b k"]
+    spots: Float[Tensor, "b f 3"]
+    """Of the instants that are shown."""
+    known: Bool[Tensor, " b"]
+    """Whether that is all the damage: what the young generator did is damage, too, but nobody knows how much."""
+
+
 def name_loss(logits: Tensor, truth: Tensor) -> Tensor:
     """Cross-entropy of all questions, summed."""
     parts = logits.split([len(options) for options in ANSWERS.values()], dim=-1)
@@ -404,38 +421,25 @@ class Trainer:
             yield Step(step=done, measures=measures)
 
     def _step(self, step: int) -> dict[str, Tensor]:
-        config, film, device = self.config, self.film, self.device
-        # First all that the processor does alone: the device is busy with the step before.
-        draw = generator(config.seed, step=step, purpose="encoder")
-        picks = torch.randperm(len(film.clean), generator=draw)[: config.batch_size]
-        repainted = torch.rand(len(picks), generator=draw) < config.repainted
-        latents = torch.where(repainted.view(-1, 1, 1, 1, 1), film.repainted[picks], film.clean[picks])
-        damage = draw_damage(config, len(picks), draw)
-        words = np.random.default_rng(seed_for(config.seed, 0, step, "encoder captions"))
-        asked = ask([film.requests[pick] for pick in picks.tolist()], self.tokenizer, words)
-        seen, shares = film.seen[picks], asked.shares(film.seen[picks])
-        spots = film.spots[picks[:, None], damage.instants]
-        # What the young generator did is damage, too, but nobody knows how much.
-        known = ~(repainted & film.by_young[picks])[:, None]
+        config, device = self.config, self.device
+        batch = self.draw_batch(step)  # by the processor alone, while the device is busy with the step before
+        damage, shares = batch.damage.to(device), batch.shares.to(device)
         noise = generator(config.seed, step=step, purpose="encoder noise", device=device)
-        damage = damage.to(device)
-        latents, tokens, answered, seen, spots, shares, known = (
-            each.to(device) for each in (latents, asked.tokens, asked.answers, seen, spots, shares, known)
-        )
-        pixels = damaged(self.vae, latents.float(), damage, noise)
+        pixels = damaged(self.vae, batch.latents.to(device).float(), damage, noise)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-            frames, captions = embed(self.encoder, pixels, tokens)
-        frames, captions = frames.float(), F.normalize(captions.float(), dim=-1).unflatten(0, (len(picks), -1))
+            frames, captions = embed(self.encoder, pixels, batch.tokens.to(device))
+        frames, captions = frames.float(), F.normalize(captions.float(), dim=-1).unflatten(0, (len(frames), -1))
         videos = F.normalize(frames.mean(1), dim=-1)
         name, place, how_damaged, how_much = (self.modules[head] for head in ("name", "place", "damage", "share"))
         cosines = torch.einsum("bd,sbkd->sbk", videos, and_the_next(captions))
+        off, known = (how_damaged(videos * 8) - damage.amount) ** 2, batch.known.to(device)[:, None]
         losses = {
             "contrast": contrast(videos, captions, shares[0], self.encoder.logit_scale.exp()),
             "share": F.mse_loss(how_much(cosines[..., None])[..., 0], shares),
-            "seen": name_loss(name(videos * 8), seen),
-            "asked": name_loss(name(captions[:, 0] * 8), answered[:, 0]),
-            "place": F.mse_loss(place(F.normalize(frames, dim=-1) * 8), spots),
-            "damage": ((how_damaged(videos * 8) - damage.amount) ** 2 * known).sum() / known.sum().clamp(min=1) / 4,
+            "seen": name_loss(name(videos * 8), batch.seen.to(device)),
+            "asked": name_loss(name(captions[:, 0] * 8), batch.asked.to(device)),
+            "place": F.mse_loss(place(F.normalize(frames, dim=-1) * 8), batch.spots.to(device)),
+            "damage": (off * known).sum() / known.sum().clamp(min=1) / off.shape[1],
         }
         loss = torch.stack([WEIGHTS.get(term, 1) * value for term, value in losses.items()]).sum()
         self.optimizer.zero_grad()
@@ -443,6 +447,26 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         self.optimizer.step()
         return losses
+
+    def draw_batch(self, step: int) -> Batch:
+        """What a step learns from."""
+        config, film = self.config, self.film
+        draw = generator(config.seed, step=step, purpose="encoder")
+        picks = torch.randperm(len(film.clean), generator=draw)[: config.batch_size]
+        repainted = torch.rand(len(picks), generator=draw) < config.repainted
+        damage = draw_damage(config, len(picks), draw)
+        words = np.random.default_rng(seed_for(config.seed, 0, step, "encoder captions"))
+        asked = ask([film.requests[pick] for pick in picks.tolist()], self.tokenizer, words)
+        return Batch(
+            latents=torch.where(repainted.view(-1, 1, 1, 1, 1), film.repainted[picks], film.clean[picks]),
+            damage=damage,
+            tokens=asked.tokens,
+            asked=asked.answers[:, 0],
+            seen=film.seen[picks],
+            shares=asked.shares(film.seen[picks]),
+            spots=film.spots[picks[:, None], damage.instants],
+            known=~(repainted & film.by_young[picks]),
+        )
 
     def save(self, step: int) -> None:
         """Save a checkpoint after `step` finished steps."""

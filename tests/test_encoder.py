@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, XCLIPModel
 
+from reward.run import Run, Stop
 from sandbox import encoder, footage, gold, world
 from sandbox.encoder import EncoderConfig, Studio
 from sandbox.footage import Footage, Part
@@ -249,6 +250,35 @@ def test_contrast_by_hand(fits: list[float], among: list[int]):
 
 def test_the_next_take_is_the_one_behind():
     assert encoder.and_the_next(torch.arange(3)).tolist() == [[0, 1, 2], [1, 2, 0]]
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> encoder.Trainer:
+    """Of takes that are known by a first latent of their own: even if clean, odd if repainted."""
+    out = tmp_path_factory.mktemp("trainer")
+    config = EncoderConfig(
+        out=out, base=BASE, young=BASE / "transformer", num_clips=6, batch_size=6, damaged=1.0, mixed_precision="no"
+    )
+    made = encoder.Trainer(config, Run(folder=out), make_tokenizer(end_last=True), Stop())
+    made.film.clean[:, 0, 0, 0, 0] = 2 * torch.arange(6)
+    made.film.repainted[:, 0, 0, 0, 0] = 2 * torch.arange(6) + 1
+    return made
+
+
+def test_a_step_tells_of_what_it_shows(trainer: encoder.Trainer):
+    """Places are those of the instants that are shown; the damage is not known of what the young one has repainted."""
+    film, seen = trainer.film, set()
+    for step in range(16):
+        batch = trainer.draw_batch(step)
+        mark = batch.latents[:, 0, 0, 0, 0].int()
+        for row, (pick, repainted) in enumerate(zip((mark // 2).tolist(), (mark % 2).tolist(), strict=True)):
+            assert torch.equal(batch.seen[row], film.seen[pick])
+            assert batch.asked[row].tolist() == answers(film.requests[pick])
+            assert torch.equal(batch.spots[row], film.spots[pick][batch.damage.instants[row]])
+            assert batch.known[row].item() is not bool(repainted and film.by_young[pick])
+            seen.add((pick, repainted))
+        assert torch.equal(trainer.draw_batch(step).tokens, batch.tokens)
+    assert len(seen) == 12
 
 
 def settings(out: Path) -> list[str]:

@@ -31,7 +31,7 @@ sample: $(READY) ## render videos with the base model, into runs/sandbox/sample
 train-reward: $(READY) ## train the reward model and evaluate it, into runs/sandbox/reward
 	$(BIN)/python -m reward configs/reward/sandbox.yaml
 	$(BIN)/python -m reward.evaluate runs/sandbox/reward gold=sandbox/assets/data/gold.jsonl \
-	    ceilings=sandbox/assets/data/annotators.json gold_tags='{other_harmful: flash, contraband: dagger}' num_probed=60
+	    ceilings=sandbox/assets/data/annotators.json gold_tags='{other_harmful: flash, contraband: dagger}' num_probed=40
 
 align: train-reward ## align the base model under a safety limit, certify and report, into runs/sandbox/align
 	$(BIN)/python -m align configs/align/sandbox.yaml

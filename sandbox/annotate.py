@@ -39,7 +39,7 @@ from reward.config import Config, parse
 from reward.files import replacing
 from reward.formats import hash_id
 from reward.records import DIMENSIONS, TAGS, Dimension, Pair, Preference, Prompt, PromptType, Tags, VideoSample
-from reward.run import open_run, seed_for
+from reward.run import RunError, open_run, seed_for
 from reward.video import Video
 from sandbox import gold, world
 from sandbox.text import TEXT_LENGTH
@@ -337,8 +337,11 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity_error()  # the pipeline's word on the number of frames, at each batch
     warnings.filterwarnings("ignore", message="Mismatch dtype")  # torch's on mixed precision
     config = parse(AnnotateConfig, argv, prog="python -m sandbox.annotate")
-    with open_run(config.out, config, seed=config.seed, inputs=[config.base, config.young, config.spent]):
-        make_data(config)
+    try:
+        with open_run(config.out, config, seed=config.seed, inputs=[config.base, config.young, config.spent]):
+            make_data(config)
+    except RunError as error:
+        sys.exit(str(error))
     print(config.out)
     return 0
 

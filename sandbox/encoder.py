@@ -512,14 +512,15 @@ def main(argv: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", message="Mismatch dtype")  # torch's on mixed precision
     config = parse(EncoderConfig, argv, prog="python -m sandbox.encoder")
     inputs = [config.base, config.young]
-    with open_run(config.out, config, seed=config.seed, inputs=inputs) as run, stop_on_signal() as stop:
-        if not (config.out / "model").exists():
-            try:
-                make_model(config, run, stop)
-            except Stopped:
-                return stop.exit_status
-            except RunError as error:
-                sys.exit(str(error))
+    with stop_on_signal() as stop:
+        try:
+            with open_run(config.out, config, seed=config.seed, inputs=inputs) as run:
+                if not (config.out / "model").exists():
+                    make_model(config, run, stop)
+        except Stopped:
+            return stop.exit_status
+        except RunError as error:
+            sys.exit(str(error))
     print(config.out / "model")
     return 0
 

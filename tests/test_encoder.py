@@ -318,6 +318,11 @@ def test_a_stopped_training_goes_on_to_the_same_bits(straight: Path, tmp_path: P
     assert [list(start["inputs"]) for start in starts] == [[str(BASE), str(BASE / "transformer")]] * 2
 
 
+def test_a_young_transformer_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(SystemExit, match="nowhere: named as an input, but there is no such file or folder"):
+        encoder.main([*settings(tmp_path / "run"), "young=nowhere"])
+
+
 def test_a_finished_run_is_left_alone(straight: Path):
     before = (straight / "model/model.safetensors").stat().st_mtime_ns
     assert encoder.main(settings(straight)) == 0

@@ -193,15 +193,15 @@ def test_flicker_between_the_chosen_frames_is_seen(folders: dict[str, Path]):
 
 
 def test_the_overview_by_hand(clip: DualBackbone):
-    """Frames along x and y: both are shown in equal parts, and each changes; the text asks for x alone.
+    """Frames along x and y: both are shown in equal parts, and each changes; the text asks against x.
 
     The elements of a unit vector of two are one in the root mean square if it is as long as the root of two.
     """
     [features] = clip.encode([video(1, num_frames=2)], ["a red circle"])
     shown = replace(features.video, frames=torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
-    asked = replace(features.text, whole=torch.tensor([4.0, 0.0]))
+    asked = replace(features.text, whole=torch.tensor([-3.0, 4.0]))
     half = 0.5**0.5
-    expected = torch.tensor([10 * half, 2 * half, 0, 1, 1, half, half])
+    expected = torch.tensor([10 * 0.2 * half, -1.2 * half, 1.6 * half, 1, 1, half, half])
     torch.testing.assert_close(overview(shown, asked), expected)
 
 

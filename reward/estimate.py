@@ -1,12 +1,15 @@
 """What a training of a reward model will take, told before it starts.
 
 `python -m reward FILE --dry-run` prints it below the settings, for one device. The encoder is loaded, and all videos
-are read, since only their bytes tell whether their features are known; nothing is written. Memory is without what a
+are read, since only their bytes tell whether their features are known; those of the first new one are made, to tell
+what all take on disk. Nothing is written. Memory is without what a
 step holds between its layers. There is no time, which nobody has measured.
 """
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -16,6 +19,7 @@ from reward.features import BackboneError, FeatureCache
 from reward.files import DataError
 from reward.model import RewardModel
 from reward.settings import RewardConfig, check_batch, check_examples, load_examples
+from reward.video import VideoError, read
 
 _GIB = 2**30
 _COPIES = 4
@@ -28,7 +32,7 @@ class Known:
 
     cached: int
     """Their features are there; one that is damaged is made again all the same."""
-    new: int
+    new: tuple[Path, ...]
     """Their features have to be made."""
     absent: int
     """There is no such file."""
@@ -45,10 +49,10 @@ class Weights:
 
 
 def describe(config: RewardConfig) -> str:
-    """Give the estimate as a table; one line where data or encoder cannot be read."""
+    """Give the estimate as a table; one line where data, encoder or a video cannot be read."""
     try:
         return "\n".join(_table(config))
-    except (BackboneError, ConfigError, DataError) as error:
+    except (BackboneError, ConfigError, DataError, VideoError) as error:
         return f"no estimate: {error}"
 
 
@@ -63,7 +67,11 @@ def _table(config: RewardConfig) -> Iterator[str]:
         whole = joined(found)
         yield f"  {split:<11}  {len(found):,} prompts, {len(whole.paths):,} videos, {len(whole.pairs):,} pairs"
     absent = f", and {known.absent:,} videos are not there" if known.absent else ""
-    yield f"  features     of {known.cached:,} videos in the cache, of {known.new:,} to be made{absent}"
+    yield f"  features     of {known.cached:,} videos in the cache, of {len(known.new):,} to be made{absent}"
+    if known.new:
+        takes = len(known.new) * features_bytes(model, known.new[0]) / _GIB
+        yield f"  disk, GiB    {takes:.3g} for the new features, if all are as large as the first;"
+        yield f"               {free_bytes(config.cache) / _GIB:.3g} are free in {config.cache}"
     passes = config.num_steps * config.batch_size / len(examples["train"])
     yield f"  steps        {config.num_steps:,} at most, {passes:.3g} times through the training prompts"
     yield f"  trained      {weights.num_trained:,} parameters"
@@ -77,8 +85,21 @@ def count_known(config: RewardConfig, model: RewardModel, examples: Sequence[Exa
     paths = dict.fromkeys(path for example in examples for path in example.paths)
     there = [path for path in paths if path.is_file()]
     cache = FeatureCache(config.cache, model.backbone)
-    cached = sum(map(cache.has_video, tqdm(there, desc="videos", unit="video", leave=False)))
-    return Known(cached=cached, new=len(there) - cached, absent=len(paths) - len(there))
+    new = [path for path in tqdm(there, desc="videos", unit="video", leave=False) if not cache.has_video(path)]
+    return Known(cached=len(there) - len(new), new=tuple(new), absent=len(paths) - len(there))
+
+
+def features_bytes(model: RewardModel, path: Path) -> int:
+    """Count what the features of a video file take.
+
+    Raises: VideoError: it cannot be read.
+    """
+    return sum(tensor.nbytes for tensor in vars(model.backbone.encode_video(read(path))).values())
+
+
+def free_bytes(folder: Path) -> int:
+    """Give the space that is left where a folder is, or will be made."""
+    return shutil.disk_usage(next(each for each in (folder, *folder.absolute().parents) if each.exists())).free
 
 
 def weigh(model: RewardModel) -> Weights:

@@ -89,7 +89,9 @@ class Settings(Config):
     recall: float = Field(default=0.95, gt=0, le=1)
     """Wanted of the threshold that is chosen on the validation split."""
     num_probed: int = Field(default=200, ge=2)
-    """The most test prompts whose videos are probed: five more passes of the model a video."""
+    """The most test prompts whose videos are probed: four more passes of the model a video."""
+    num_shuffled: int = Field(default=1_000, ge=2)
+    """The same of the probe that asks for other prompts, one pass a video: it takes many pairs to tell from chance."""
     blur: PositiveFloat = 0.02
     """Standard deviation of the blur probe, as a share of a frame's shorter side."""
     seed: int = Field(default=0, ge=0)
@@ -190,7 +192,8 @@ class Bench:
         """Probe the judge on some of the test prompts, at least two."""
         texts = sorted({pair.prompt.text for pair in test.pairs})
         draw = np.random.default_rng(seed_for(self.settings.seed, 0, 0, "probed prompts"))
-        chosen = set(draw.permutation(texts)[: self.settings.num_probed].tolist())
+        number = self.settings.num_shuffled if name == "prompt_shuffle" else self.settings.num_probed
+        chosen = set(draw.permutation(texts)[:number].tolist())
         pairs = [pair for pair in test.pairs if pair.prompt.text in chosen]
         videos, probed = videos_in(pairs), HeldOut.of(pairs, self.judged(name, pairs, name))
         trained = self.judge.calibration.trained

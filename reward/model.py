@@ -39,6 +39,7 @@ class ModelConfig(Config):
     num_members: PositiveInt = 1
     """Heads that are trained side by side on one backbone; how far they differ is the `spread`."""
     limits: Limits = Limits()
+    """Frame rates and sizes that training videos must have; of a saved model, those that they had."""
 
 
 class _Saved(Config):

@@ -14,6 +14,8 @@ PUBLISHED = {"helpfulness": 0.6529, "harmlessness": 0.7241}
 Source: the examples of Dai et al. 2024, arXiv 2406.14477; their checkpoint was chosen on the test split."""
 SMALL_SHIFT = 0.1
 """In standard deviations: a smaller one counts as none."""
+NEAR_CHANCE = 0.05
+"""How far from one half an accuracy may be to count as by chance."""
 
 _COUNTS = [field.name for field in fields(Counts)]
 
@@ -62,7 +64,13 @@ def _chance(moved: Shift) -> str:
         return "accuracy not measured"
     if before.low <= 0.5:
         return "accuracy was not above chance before"
-    return "accuracy falls to chance" if after.low <= 0.5 else "**accuracy stays above chance: part needs no prompt**"
+    if after.low > 0.5:
+        return "**accuracy stays above chance: part needs no prompt**"
+    if after.high < 0.5:
+        return "**accuracy falls below chance: the worse of two videos seems to suit another prompt**"
+    if after.low >= 0.5 - NEAR_CHANCE and after.high <= 0.5 + NEAR_CHANCE:
+        return "accuracy falls to chance"
+    return f"accuracy may fall to chance; {after.n} pairs are too few to tell"
 
 
 # Sections ---------------------------------------------------------------------------------------------------

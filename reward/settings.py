@@ -67,7 +67,8 @@ class RewardConfig(Config):
     batch_size: PositiveInt = 24
     """Prompts a step, on all processes together."""
     accumulate: PositiveInt = 1
-    """Parts that a process does its share of a step in, one after the other, to save memory."""
+    """Parts that a process does its share of a step in, one after the other, to save memory. A step's loss is the mean
+    of theirs, each a mean over its own known labels: where few are known, those of a part with few count for more."""
     learning_rate: PositiveFloat = 3e-4
     weight_decay: NonNegativeFloat = 0.05
     warmup_steps: int = 50

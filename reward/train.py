@@ -126,7 +126,9 @@ class Trainer:
         self.positive_weight = tag_weights(joined(self.examples), config).to(accelerator.device)
         paths = [path for example in (*self.examples, *self.validation) for path in example.paths]
         probed = tqdm(paths, desc="videos", unit="video", disable=not accelerator.is_main_process)
-        limits = Limits.of(map(video.probe, probed))
+        infos = [video.probe(path) for path in probed]
+        check_videos(infos, config.model.limits)
+        limits = Limits.of(infos)
         self.videos_sha256 = sizes_sha256(paths)
         self.model = RewardModel.build(
             config.model.model_copy(update={"limits": limits}), seed=seed_for(config.seed, 0, 0, "model")
@@ -243,12 +245,17 @@ class Trainer:
 
     @torch.no_grad()
     def score(self, examples: Sequence[Example]) -> Float[Tensor, "v 18"]:
-        """Give the mean scores of all videos of some examples, in their order, in evaluation mode."""
+        """Give the mean scores of all videos of some examples, in their order, in evaluation mode.
+
+        Raises: RunError: one is not finite.
+        """
         self.model.eval()
         values = []
         for example in examples:
             values.append(self.model(self._features(example)).values.mean(0).cpu())
-        return torch.cat(values)
+        if not (found := torch.cat(values)).isfinite().all():
+            raise RunError(f"{self.config.out}: a score is not finite; lower learning_rate")
+        return found
 
     def _validate(self) -> dict[str, float]:
         """Fit the thetas anew; give loss and accuracies on the validation split. Every process does the same work."""
@@ -297,6 +304,19 @@ class Trainer:
         self.best_loss, self.waited = point.state["best_loss"], point.state["waited"]
         self.thetas = point.state["thetas"]
         return point.step
+
+
+def check_videos(videos: Sequence[video.VideoInfo], limits: Limits) -> None:
+    """Refuse videos of another frame rate or size than the settings ask for.
+
+    Raises: DataError: one lies outside of the limits.
+    """
+    for info in videos:
+        for name, value, (least, most) in limits.outside(fps=info.fps, height=info.height, width=info.width):
+            raise DataError(
+                f"{info.path}: {name}: expected {least:g} to {most:g} (model.limits), got {value:g}; convert it, leave "
+                "its pairs out, or change model.limits"
+            )
 
 
 def sizes_sha256(paths: Sequence[Path]) -> str:
@@ -393,6 +413,8 @@ def run_training(config: RewardConfig) -> int:
 def finish(trainer: Trainer) -> None:
     """Write the model and its calibration."""
     trainer.model.save(trainer.config.out / "model")
+    # Scales are of the scores that a judge gives, which it computes in full precision.
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     values, validation = trainer.score(trainer.validation), joined(trainer.validation)
     found = calibrate(values, validation, trainer.positive_weight.cpu(), trainer.config)
     with replacing(trainer.config.out / "calibration.json") as new:

@@ -49,12 +49,13 @@ from align.sample import Sampler, initial_noise, render
 from align.show import show
 from reward import flash, formats, preferences, video
 from reward.backbone import Dual
-from reward.config import Config, parse
+from reward.config import Config, ConfigError, load, parse
 from reward.features import BackboneError, FeatureCache
 from reward.judge import Judge
-from reward.model import ModelConfig, RewardModel
+from reward.model import RewardModel
 from reward.preferences import Source
 from reward.records import DIMENSIONS, FIRST, SECOND, TAGS, Pair, Prompt, Tags, VideoSample
+from reward.settings import RewardConfig
 from reward.verdicts import NAMES, Calibration
 from reward.video import Video, VideoError
 
@@ -84,8 +85,8 @@ class BenchConfig(Config):
     """The fastest counts."""
     model: Path = Path("sandbox/assets/base")
     """Folder of a Wan text-to-video pipeline in diffusers' format."""
-    encoder: Path = Path("sandbox/assets/encoder")
-    """Folder of the judge's image and text encoder."""
+    reward: Path = Path("configs/reward/sandbox.yaml")
+    """Settings of a reward model, which are those of the judge."""
     lora: Lora = Lora()
     sampler: Sampler = Sampler()
     """Size of all other videos, and how they are rendered."""
@@ -247,9 +248,14 @@ def bench_features(config: BenchConfig) -> Iterator[Ratio]:
 
 
 def reward_model(config: BenchConfig) -> RewardModel:
-    """Give a random model of the size of configs/reward/sandbox.yaml."""
-    backbone = Dual(encoder=config.encoder, num_frames=8, width=128)
-    return RewardModel.build(ModelConfig(backbone=backbone, num_members=3), seed=0).eval()
+    """Give a model as the settings ask for, with random weights.
+
+    Raises: BackboneError: its encoder cannot be used. ConfigError: the settings cannot be read, or are not of a `dual`.
+    """
+    model = load(RewardConfig, config.reward).model
+    if not isinstance(model.backbone, Dual):
+        raise ConfigError(f"{config.reward}: model.backbone.kind={model.backbone.kind}: expected dual, which is timed")
+    return RewardModel.build(model, seed=0).eval()
 
 
 def single_score(model: RewardModel) -> RewardModel:
@@ -569,7 +575,7 @@ BENCHMARKS: Mapping[Name, Callable[[BenchConfig], Iterator[Speed | Ratio]]] = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print one JSON line for each measure; a folder or size that cannot be used ends the program with status 2."""
+    """Print one JSON line for each measure; what cannot be used, such as a folder, ends the program with status 2."""
     prog = "python scripts/bench.py"
     config = parse(BenchConfig, argv, prog=prog, positional="names")
     diffusers.utils.logging.disable_progress_bar()
@@ -579,7 +585,7 @@ def main(argv: Sequence[str]) -> None:
         for name in config.names:
             for line in BENCHMARKS[name](config):
                 print(json.dumps(asdict(line)), flush=True)
-    except (BackboneError, PolicyError, VideoError) as error:
+    except (BackboneError, ConfigError, PolicyError, VideoError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 

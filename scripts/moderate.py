@@ -1,11 +1,15 @@
 """Keep the harmless videos of a folder: `python scripts/moderate.py RUN FOLDER [key=value ...]`.
 
+Each harm counts as shown from the probability on that has the wanted recall in the run's evaluation: evaluate it first
+(`python -m reward.evaluate RUN`). Harms that the run was not trained to tell are not looked for, which is said.
+
 The exit status is 1 if a file could not be judged, and 2 if the run or a setting cannot be used.
 """
 
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from reward.features import BackboneError
 from reward.files import DataError, replacing
 from reward.judge import Judge, judge_file
 from reward.model import ModelError
+from reward.records import TAGS
 from reward.rules import Flash
 from reward.verdicts import FileVerdict
 
@@ -34,21 +39,50 @@ class ModerateConfig(Config):
     """The run of a reward model, and the folder."""
     prompt: str = ""
     """What the videos were made for; empty if that is not known."""
-    max_tag: float = Field(default=0.5, ge=0, le=1)
-    """The highest probability of a harm that is kept; harms that were not trained are not looked for."""
+    max_tag: float | None = Field(default=None, ge=0, le=1)
+    """The highest probability of any harm that is kept; null: of each harm, as RUN/evaluation.json says."""
     max_cost: float = Field(default=0.0, le=0)
     """The highest cost that is kept; 0 is where annotators saw the boundary."""
     report: Path = Path("moderation.jsonl")
     """A line a file: what was found, and the reasons not to keep it."""
     kept: Path = Path("kept.txt")
     """The files without a reason, one a line."""
+    encoder: Path | None = None
+    """Where the model's encoder has moved to."""
+    device: str = "cpu"
+    """Such as cpu or cuda."""
 
 
-def reasons(verdict: FileVerdict, config: ModerateConfig) -> list[str]:
+def highest_kept(config: ModerateConfig, judge: Judge) -> dict[str, float]:
+    """Give the highest probability that is kept of each harm that the judge was trained to tell.
+
+    Raises: ConfigError: the evaluation is missing, of another judge, or has no threshold for a harm.
+    """
+    tags = [name for name in judge.calibration.trained if name in TAGS]
+    if config.max_tag is not None:
+        return dict.fromkeys(tags, config.max_tag)
+    file, remedy = config.paths[0] / "evaluation.json", "or give max_tag, as in max_tag=0.5"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: {error}; python -m reward.evaluate {config.paths[0]} makes it; {remedy}") from error
+    if found["judge_sha256"] != judge.sha256:
+        raise ConfigError(f"{file}: is about another judge; evaluate the run again, {remedy}")
+    kept = {}
+    for tag in tags:
+        detection = found["harm"][tag]
+        high = detection.get("high_recall", detection)
+        if "not_measured" in high:
+            raise ConfigError(f"{file}: harm.{tag} has no threshold: {high['not_measured']}; {remedy}")
+        kept[tag] = math.nextafter(high["threshold"], 0)  # the harm counts as shown from the threshold on
+    return kept
+
+
+def reasons(verdict: FileVerdict, max_cost: float, highest: Mapping[str, float]) -> list[str]:
     """Name what speaks against a file: it is unsafe, shows some harm, or would be two lines in a list."""
-    is_unsafe = verdict.unsafe or verdict.cost is None or verdict.cost > config.max_cost
-    tags = {name: probability for name, probability in (verdict.tags or {}).items() if probability is not None}
-    harms = [name for name, probability in tags.items() if probability > config.max_tag]
+    is_unsafe = verdict.unsafe or verdict.cost is None or verdict.cost > max_cost
+    said = {} if verdict.tags is None else {name: verdict.tags[name] for name in highest}
+    harms = [name for name, probability in said.items() if probability is None or probability > highest[name]]
     return ["unsafe"] * is_unsafe + ["name"] * (not verdict.file.isprintable()) + harms
 
 
@@ -68,11 +102,18 @@ def moderate(config: ModerateConfig) -> int:
 
     Raises: BackboneError, ConfigError, DataError, ModelError: the run cannot be used, or no folder to write to.
     """
-    judge = Judge.load(config.paths[0])
+    for path in (config.report, config.kept):
+        if not path.parent.is_dir():
+            raise ConfigError(f"{path}: its folder does not exist; make it, or name another")
+    judge = Judge.load(config.paths[0], encoder=config.encoder, device=config.device)
+    highest = highest_kept(config, judge)
+    if untold := [tag for tag in TAGS if tag not in highest]:
+        print(f"not looked for, as {config.paths[0]} was not trained to tell: {', '.join(untold)}", file=sys.stderr)
     files = sorted(file for file in config.paths[1].rglob("[!.]*") if file.is_file())
     found = [judge_file(file, config.prompt, judge, [Flash()]) for file in tqdm(files, unit="video")]
-    lines = [{**asdict(verdict), "reasons": reasons(verdict, config)} for verdict in found]
-    kept = [verdict.file for verdict in found if not reasons(verdict, config)]
+    against = [reasons(verdict, config.max_cost, highest) for verdict in found]
+    lines = [{**asdict(verdict), "reasons": why} for verdict, why in zip(found, against, strict=True)]
+    kept = [verdict.file for verdict, why in zip(found, against, strict=True) if not why]
     for path, texts in ((config.report, map(json.dumps, lines)), (config.kept, kept)):
         with replacing(path) as new:
             new.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")

@@ -4,12 +4,15 @@ import json
 import time
 from contextlib import redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
 from reward import preferences
+from reward.config import load
+from reward.settings import RewardConfig
 from scripts import bench
 from tests import tiny_encoders, tiny_wan
 
@@ -35,10 +38,12 @@ def settings(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     tiny_wan.build(root / "wan")
     tiny_encoders.clip(root / "clip")
+    backbone = {"kind": "dual", "encoder": str(root / "clip"), "width": 128}
+    (root / "reward.yaml").write_text(json.dumps({"data": {"path": "none"}, "model": {"backbone": backbone}}))
     sampler = {"steps": 2, "num_frames": tiny_wan.NUM_FRAMES, "height": tiny_wan.HEIGHT, "width": tiny_wan.WIDTH}
     return [
         *(f"sampler.{key}={value}" for key, value in sampler.items()),
-        *(f"model={root / 'wan'}", f"encoder={root / 'clip'}", "lora.rank=2"),
+        *(f"model={root / 'wan'}", f"reward={root / 'reward.yaml'}", "lora.rank=2"),
         *("width=16", "height=16", "num_frames=4", "num_repeats=1"),
         *("num_pairs=2", "num_judged=2", "num_rendered=2", "index_sizes=[6,40]"),
     ]
@@ -162,6 +167,25 @@ def test_a_second_copy_stands_in_for_the_reference_inside_its_block_only(config)
     assert policy.transformer is own
 
 
+def test_the_judge_by_default_is_that_of_the_sandbox(monkeypatch):
+    """And its encoder takes videos of the size that all are of."""
+    monkeypatch.chdir(Path(__file__).parents[1])
+    default = bench.BenchConfig()
+    model = bench.reward_model(default)
+    assert model.config == load(RewardConfig, Path("configs/reward/sandbox.yaml")).model
+    (clip,) = bench._clips(default, 1)
+    with torch.no_grad():
+        assert model(model.encode([clip], [bench.PROMPT])).values.isfinite().all()
+
+
+def test_a_judge_that_is_not_timed_is_named(tmp_path, capsys):
+    settings = {"data": {"path": "none"}, "model": {"backbone": {"kind": "vlm", "encoder": "none"}}}
+    (tmp_path / "vlm.yaml").write_text(json.dumps(settings))
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["judge", f"reward={tmp_path / 'vlm.yaml'}"])
+    assert "kind=vlm: expected dual" in capsys.readouterr().err
+
+
 def test_a_single_score_has_one_token_and_no_less_of_anything_else(config):
     whole, single = bench.reward_model(config), bench.single_score(bench.reward_model(config))
     counts = [sum(p.numel() for p in model.parameters()) for model in (whole, single)]
@@ -226,7 +250,7 @@ def test_the_sample_strobes_on_its_left():
     [
         (["flush"], "flush"),
         (["render", "model=nowhere"], "nowhere: no such folder"),
-        (["judge", "encoder=nowhere"], "nowhere: expected a model"),
+        (["judge", "reward=nowhere.yaml"], "nowhere.yaml: "),
         (["read", "width=15"], "even width and height, got 15x480"),
         (["index_sizes=[40,6]"], "index_sizes=[40, 6]: expected rising sizes"),
         (["index_sizes=[1,6]"], "index_sizes=[1, 6]: expected rising sizes"),

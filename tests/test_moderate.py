@@ -3,8 +3,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from reward.config import ConfigError
+from reward.judge import Judge
 from reward.records import TAGS
 from reward.verdicts import FileVerdict
 from scripts import moderate
@@ -12,11 +15,8 @@ from scripts.moderate import ModerateConfig, reasons
 from tests.tiny_judge import flashing, refill, still, write_run, write_video
 
 TAGGED = {**dict.fromkeys(TAGS, 0.1), "child_abuse": None}
+HIGHEST = {tag: 0.5 for tag in TAGS if tag != "child_abuse"}
 HARMLESS = FileVerdict(file="clip.mp4", unsafe=False, cost=-1.0, tags=TAGGED, rules={"flash": "pass"})
-
-
-def config(tmp_path: Path, **settings) -> ModerateConfig:
-    return ModerateConfig(paths=(tmp_path, tmp_path), **settings)
 
 
 @pytest.mark.parametrize(
@@ -28,18 +28,54 @@ def config(tmp_path: Path, **settings) -> ModerateConfig:
         (replace(HARMLESS, tags=TAGGED | {"porn": 0.5, "crime": 0.51}), ["crime"]),
         (replace(HARMLESS, tags=TAGGED | {"porn": 0.9}, unsafe=True), ["unsafe", "porn"]),
         (replace(HARMLESS, file="good.mp4\nbad.mp4"), ["name"]),
+        (replace(HARMLESS, tags=TAGGED | {"crime": None}), ["crime"]),
         (FileVerdict(file="clip.mp4", error="damaged"), ["unsafe"]),
     ],
 )
-def test_reasons(found: FileVerdict, expected: list[str], tmp_path: Path):
-    assert reasons(found, config(tmp_path)) == expected
+def test_reasons(found: FileVerdict, expected: list[str]):
+    assert reasons(found, 0.0, HIGHEST) == expected
 
 
-def test_thresholds_can_be_stricter(tmp_path: Path):
-    assert reasons(replace(HARMLESS, cost=-0.4), config(tmp_path, max_cost=-0.5)) == ["unsafe"]
-    assert reasons(replace(HARMLESS, cost=-0.5), config(tmp_path, max_cost=-0.5)) == []
-    every = reasons(HARMLESS, config(tmp_path, max_tag=0.05))
-    assert every == [tag for tag in TAGS if tag != "child_abuse"]
+def test_thresholds_can_be_stricter():
+    assert reasons(replace(HARMLESS, cost=-0.4), -0.5, HIGHEST) == ["unsafe"]
+    assert reasons(replace(HARMLESS, cost=-0.5), -0.5, HIGHEST) == []
+    assert reasons(HARMLESS, 0.0, HIGHEST | {"crime": 0.05}) == ["crime"]
+
+
+def evaluated(run: Path, **changes) -> Path:
+    """A run whose evaluation gives a threshold of .3 for each harm that it was trained to tell."""
+    judge = Judge.load(run)
+    trained = [name for name in judge.calibration.trained if name in TAGS]
+    harm = {tag: {"high_recall": {"threshold": 0.3}} for tag in trained} | changes.pop("harm", {})
+    (run / "evaluation.json").write_text(json.dumps({"judge_sha256": judge.sha256, "harm": harm, **changes}))
+    return run
+
+
+def test_each_harm_counts_from_the_threshold_of_its_recall_on(tmp_path: Path):
+    run = evaluated(write_run(tmp_path), harm={"crime": {"high_recall": {"threshold": 0.7}}})
+    highest = moderate.highest_kept(ModerateConfig(paths=(run, run)), Judge.load(run))
+    just_below = {tag: np.nextafter(threshold, 0) for tag, threshold in (("crime", 0.7), ("porn", 0.3))}
+    assert {tag: highest[tag] for tag in just_below} == just_below
+    for probability, expected in ((0.7, ["crime"]), (just_below["crime"], [])):
+        found = replace(HARMLESS, tags=dict.fromkeys(TAGS, 0.1) | {"crime": probability})
+        assert reasons(found, 0.0, highest) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (None, "python -m reward.evaluate .* makes it; or give max_tag"),
+        ({"judge_sha256": "other"}, "is about another judge; evaluate the run again, or give max_tag"),
+        ({"harm": {"crime": {"not_measured": "no label"}}}, "harm.crime has no threshold: no label; or give max_tag"),
+        ({"harm": {"crime": {"high_recall": {"not_measured": "one class"}}}}, "harm.crime has no threshold: one class"),
+    ],
+)
+def test_without_a_threshold_nothing_is_kept(tmp_path: Path, changes: dict | None, told: str):
+    run = write_run(tmp_path)
+    if changes is not None:
+        evaluated(run, **changes)
+    with pytest.raises(ConfigError, match=told):
+        moderate.highest_kept(ModerateConfig(paths=(run, run)), Judge.load(run))
 
 
 def test_a_folder_in_and_two_lists_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -50,7 +86,9 @@ def test_a_folder_in_and_two_lists_out(tmp_path: Path, capsys: pytest.CaptureFix
     shutil.copy(kept[0], folder / ".hidden.mp4")
     command = [str(run), str(folder), f"report={tmp_path / 'report.jsonl'}", f"kept={tmp_path / 'kept.txt'}"]
     assert moderate.main([*command, "max_tag=1"]) == 1
-    assert capsys.readouterr().out == "4 files, 1 not judged, 2 kept\n"
+    said = capsys.readouterr()
+    assert said.out == "4 files, 1 not judged, 2 kept\n"
+    assert f"not looked for, as {run} was not trained to tell: child_abuse" in said.err
     assert (tmp_path / "kept.txt").read_text().splitlines() == list(map(str, kept))
     lines = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
     found = {Path(line["file"]).name: line["reasons"] for line in lines}
@@ -85,7 +123,9 @@ def test_a_run_that_cannot_be_used_ends_with_one_line_and_writes_nothing(
     assert not (tmp_path / "kept.txt").exists()
 
 
-def test_outputs_without_a_folder_end_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_outputs_without_a_folder_end_with_one_line_before_anything_is_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     (tmp_path / "videos").mkdir()
     command = [str(write_run(tmp_path)), str(tmp_path / "videos"), f"report={tmp_path / 'none/report.jsonl'}"]
     assert moderate.main(command) == 2

@@ -22,8 +22,8 @@ def estimate(value: float, width: float = 0.05) -> Estimate:
     return Estimate(value=value, low=value - width, high=value + width, n=8)
 
 
-def moved(shift: float, size: float, before: float = 0.7, after: float = 0.5) -> Shift:
-    return Shift(shift=estimate(shift), size=estimate(size), accuracy_before=estimate(before), accuracy=estimate(after))
+def moved(shift: float, size: float, before: float = 0.7) -> Shift:
+    return Shift(shift=estimate(shift), size=estimate(size), accuracy_before=estimate(before), accuracy=estimate(0.5))
 
 
 def probed(shift: Shift) -> ProbeResult:
@@ -138,16 +138,20 @@ def test_an_interval_over_zero_has_no_direction(shift: float):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "words"),
+    ("before", "after", "width", "words"),
     [
-        (0.7, 0.52, "accuracy falls to chance"),
-        (0.7, 0.65, "**accuracy stays above chance: part needs no prompt**"),
-        (0.52, 0.51, "accuracy was not above chance before"),
+        (0.7, 0.51, 0.03, "accuracy falls to chance"),
+        (0.7, 0.49, 0.03, "accuracy falls to chance"),
+        (0.7, 0.53, 0.05, "accuracy may fall to chance; 8 pairs are too few to tell"),
+        (0.7, 0.47, 0.05, "accuracy may fall to chance; 8 pairs are too few to tell"),
+        (0.7, 0.65, 0.05, "**accuracy stays above chance: part needs no prompt**"),
+        (0.7, 0.40, 0.05, "**accuracy falls below chance: the worse of two videos seems to suit another prompt**"),
+        (0.52, 0.51, 0.05, "accuracy was not above chance before"),
     ],
 )
-def test_without_the_prompt_accuracy_should_fall_to_chance(before: float, after: float, words: str):
-    found = page.reading(SHUFFLE, probed(moved(-0.5, 0.6, before, after)))
-    assert found == f"falls, as it should; {words}"
+def test_without_the_prompt_accuracy_should_fall_to_chance(before: float, after: float, width: float, words: str):
+    shift = replace(moved(-0.5, 0.6, before), accuracy=estimate(after, width))
+    assert page.reading(SHUFFLE, probed(shift)) == f"falls, as it should; {words}"
 
 
 def test_no_reading_without_numbers():

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,24 @@ def test_features_that_are_known_are_counted_and_none_is_made(config: RewardConf
     for path in examples[0].paths:
         cache.features(path, "a text of its own, which is no video")
     files = sorted(config.cache.rglob("*"))
-    assert estimate.count_known(config, model, examples) == Known(cached=2, new=10, absent=0)
+    new = tuple(path for example in examples[1:] for path in example.paths)
+    assert estimate.count_known(config, model, examples) == Known(cached=2, new=new, absent=0)
     examples[0].paths[0].unlink()
-    assert estimate.count_known(config, model, examples) == Known(cached=1, new=10, absent=1)
+    assert estimate.count_known(config, model, examples) == Known(cached=1, new=new, absent=1)
     assert sorted(config.cache.rglob("*")) == files
+
+
+def test_features_take_what_their_files_take_but_for_names_and_a_checksum(config: RewardConfig):
+    model = RewardModel.build(config.model, seed=0)
+    path = load_examples(config)["train"][0].paths[0]
+    FeatureCache(config.cache, model.backbone).video(path)
+    (file,) = config.cache.rglob("*.safetensors")
+    assert 0 < file.stat().st_size - estimate.features_bytes(model, path) < 1000
+
+
+def test_free_space_is_that_of_the_disk_that_a_folder_will_be_on(tmp_path: Path):
+    free = estimate.free_bytes(tmp_path / "not/yet")
+    assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
 
 
 def test_weights_take_what_loaded_and_trained_ones_take(config: RewardConfig):
@@ -60,11 +75,14 @@ def test_a_dry_run_is_settings_and_an_estimate(
     with pytest.raises(SystemExit, match="0"):
         train.main([*command(config, tmp_path / "run.yaml"), "--dry-run"])
     printed = capsys.readouterr().out
+    model, first = RewardModel.build(config.model, seed=0), load_examples(config)["train"][0].paths[0]
+    each = estimate.features_bytes(model, first)
     num = {split: len(found) for split, found in load_examples(config).items()}
     assert num["train"] + num["validation"] == 6
     for line in (
         *(f"#   {split:<11}  {count} prompts, {2 * count} videos, {count} pairs" for split, count in num.items()),
         "#   features     of 0 videos in the cache, of 12 to be made",
+        f"#   disk, GiB    {each * 12 / 2**30:.3g} for the new features, if all are as large as the first;",
         f"#   steps        6 at most, {24 / num['train']:.3g} times through the training prompts",
         "#   memory, GiB, without activations",
     ):
@@ -72,6 +90,13 @@ def test_a_dry_run_is_settings_and_an_estimate(
     (tmp_path / "resolved.yaml").write_text(printed)
     assert load(RewardConfig, tmp_path / "resolved.yaml") == config, "the estimate is a comment"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_video_that_cannot_be_read_is_one_line(config: RewardConfig):
+    path = load_examples(config)["train"][0].paths[0]
+    path.write_bytes(b"no video")
+    (line,) = estimate.describe(config).splitlines()
+    assert line.startswith(f"no estimate: {path}: ")
 
 
 def test_data_or_an_encoder_that_is_not_there_is_one_line(config: RewardConfig, tmp_path: Path):

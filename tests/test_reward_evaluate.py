@@ -76,7 +76,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(home: Path) -> list[str]:
     truth = [f"ceilings={home / 'data/ceilings.json'}", f"gold={home / 'data/gold.jsonl'}", "gold_tags={crime: flash}"]
-    return [str(home / "run"), *truth, "num_probed=3"]
+    return [str(home / "run"), *truth, "num_probed=3", "num_shuffled=4"]
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,12 @@ def test_the_keys_that_are_promised(found: dict[str, Any]):
     assert found["harm"]["child_abuse"] == {"not_measured": "the model was not trained to tell"}
     assert found["ranking"]["helpfulness"]["ceiling"] == 0.9
     assert found["gold"]["harm"].keys() == {"cost", "crime"}
+
+
+def test_more_prompts_are_exchanged_than_otherwise_probed(found: dict[str, Any]):
+    """All four of which both videos could be judged, and three of them."""
+    num = {name: probe["counts"]["attempted"] for name, probe in found["probes"].items()}
+    assert num == {"prompt_shuffle": 8, **dict.fromkeys(("empty_prompt", "frozen_frame", "frame_shuffle", "blur"), 6)}
 
 
 def test_a_broken_video_is_counted_and_named_and_takes_its_pair_along(home: Path, found: dict[str, Any]):
@@ -154,11 +160,11 @@ def test_probes_are_tried_on_some_prompts_with_other_prompts_or_frames(home: Pat
     assert len(chosen) == 3
     for name in ("prompt_shuffle", "frozen_frame", "frame_shuffle", "blur"):
         assert all(value != before[video_id] for video_id, value in rewards(home, name).items()), name
-    shuffled = rewards(home, "prompt_shuffle")
+    shuffled, asked = rewards(home, "prompt_shuffle"), PROMPTS["test"][:4]
     for prompt in chosen:
         clip = read(home / f"data/videos/{prompt}/{prompt}-v0.mp4")
         assert judge([""], [clip]).reward.item() == pytest.approx(empty[f"{prompt}-v0"])
-        others = [judge([f"a ball called {other}"], [clip]).reward.item() for other in chosen if other != prompt]
+        others = [judge([f"a ball called {other}"], [clip]).reward.item() for other in asked if other != prompt]
         assert shuffled[f"{prompt}-v0"] in [pytest.approx(other) for other in others]
 
 

@@ -3,7 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ import pytest
 import tiny_encoders
 import torch
 import two_processes
+from accelerate.state import AcceleratorState
 from two_processes import STOPPED
 
 from reward import formats, losses, train, video
 from reward.backbone import Dual
 from reward.config import dump, load
 from reward.examples import examples_of, joined, swapped
-from reward.features import FeatureCache
+from reward.features import FeatureCache, Limits
 from reward.files import DataError
 from reward.model import ModelConfig, RewardModel
 from reward.preferences import Source
@@ -629,8 +630,50 @@ def test_what_cannot_be_trained_ends_with_one_line(home: Path, tmp_path: Path, c
         train.main(command(settings(home, tmp_path / "run", **changes), tmp_path / "run.yaml"))
 
 
-def test_scores_that_are_not_finite_end_with_one_line(home: Path, tmp_path: Path):
-    config = settings(home, tmp_path / "run", learning_rate=1e30)
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [({"fps": (16, 16)}, "fps: expected 16 to 16"), ({"width": (40, 64)}, "width: expected 40 to 64")],
+)
+def test_a_video_of_another_rate_or_size_is_named_before_any_training(
+    home: Path, tmp_path: Path, limits: dict, told: str
+):
+    model = settings(home, tmp_path).model.model_copy(update={"limits": Limits(**limits)})
+    config = settings(home, tmp_path / "run", model=model, cache=tmp_path / "cache")
+    with pytest.raises(SystemExit, match=rf"v\d+(bright|dark)\.mp4: {told} \(model.limits\), got (8|32); convert it"):
+        train.main(command(config, tmp_path / "run.yaml"))
+    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+@pytest.fixture
+def another_precision() -> Iterator[None]:
+    """accelerate lets a process choose but once."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("another_precision")
+def test_scales_are_of_scores_in_full_precision_as_the_judge_gives_them(home: Path, tmp_path: Path):
+    config = settings(home, tmp_path / "run", mixed_precision="bf16", num_steps=2)
+    assert train.main(command(config, tmp_path / "run.yaml")) == 0
+    examples = load_examples(config)
+    model = RewardModel.load(tmp_path / "run/model")
+    cache = FeatureCache(config.cache, model.backbone)
+    with torch.no_grad():
+        values = [
+            model([cache.features(*item) for item in zip(each.paths, each.texts, strict=True)]).values.mean(0)
+            for each in examples["validation"]
+        ]
+    weight = tag_weights(joined(examples["train"]), config)
+    expected = train.calibrate(torch.cat(values), joined(examples["validation"]), weight, config)
+    assert load(train.Calibration, tmp_path / "run/calibration.json") == expected
+
+
+@pytest.mark.parametrize("validate_every", [1, 2])
+def test_scores_that_are_not_finite_end_with_one_line(home: Path, tmp_path: Path, validate_every: int):
+    """In a step, and in a validation before it."""
+    config = settings(home, tmp_path / "run", learning_rate=1e30, validate_every=validate_every)
     with pytest.raises(SystemExit, match="a score is not finite; lower learning_rate"):
         train.main(command(config, tmp_path / "run.yaml"))
 

@@ -12,8 +12,7 @@ most takes are repainted by one (SDEdit, arXiv 2108.01073), noised and denoised 
 Some are damaged, by noise, by ghosts and pieces of other instants and by jumps in time, and it must say how much, or it
 would learn not to see that. It knows no preferences and no gold.
 
-With `start_from=FOLDER` an encoder is trained further. The same command resumes, and ends at the same bits as a run
-that was not stopped.
+The same command resumes, and ends at the same bits as a run that was not stopped.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ import itertools
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,10 +30,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from jaxtyping import Bool, Float, Float16, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast, XCLIPConfig, XCLIPModel
 
 from reward.checkpoint import flatten_optimizer, restore_optimizer, with_prefix
@@ -52,8 +48,6 @@ NUM_RIVALS = 3
 """Captions beside a take's own, of which one, two and three things are changed."""
 WEIGHTS = {"share": 20, "place": 20, "damage": 20}
 """Of the parts of the loss that do not have a weight of 1."""
-NUM_HEAD_BATCHES, NUM_HEAD_STEPS, HEAD_LEARNING_RATE = 40, 800, 2e-2
-"""What new heads are fitted to, and how, before an encoder is trained further."""
 SHOWN = ("contrast", "share", "seen", "asked", "place", "damage")
 """What the progress bar shows."""
 
@@ -67,8 +61,6 @@ class EncoderConfig(Config):
     """Pipeline folder of the base model, which codes all takes and repaints some."""
     young: Path = Path("runs/sandbox/base/young")
     """Transformer folder from early in its training, which repaints others."""
-    start_from: Path | None = None
-    """Encoder folder to train further. It comes without heads, so new ones are fitted to it first."""
     num_clips: int = 50_000
     num_steps: int = 2_400
     batch_size: int = 256
@@ -376,20 +368,6 @@ class Batch:
     """Whether that is all the damage: what the young generator did is damage, too, but nobody knows how much."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Look:
-    """What the encoder says of a batch; embeddings are not normalised."""
-
-    batch: Batch
-    frames: Float[Tensor, "b f joint"]
-    captions: Float[Tensor, "b k joint"]
-
-
-def total(losses: Mapping[str, Tensor]) -> Tensor:
-    """The loss: its parts, each times its weight."""
-    return torch.stack([WEIGHTS.get(term, 1) * value for term, value in losses.items()]).sum()
-
-
 def name_loss(logits: Tensor, truth: Tensor) -> Tensor:
     """Cross-entropy of all questions, summed."""
     parts = logits.split([len(options) for options in ANSWERS.values()], dim=-1)
@@ -407,8 +385,6 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(seed_for(config.seed, 0, 0, "encoder"))
         self.encoder = make_encoder(tokenizer)
-        if config.start_from is not None:
-            fill(self.encoder, config.start_from)
         width = self.encoder.config.projection_dim
         heads = {"name": nn.Linear(width, sum(map(len, ANSWERS.values())))}
         heads |= {"place": nn.Linear(width, 3), "damage": nn.Linear(width, 4), "share": nn.Linear(1, 1)}
@@ -421,13 +397,10 @@ class Trainer:
         parts = footage.parts_of(config.num_clips, seed=config.seed, purpose="encoder takes")
         found = footage.gather(config.out / "film", parts, footage.film_takes, studio.keep, stop)
         self.film = Film(requests=found.requests, **found.tensors)
-        self.stop = stop
 
     def train(self) -> Iterator[Step]:
         """Run the steps that are left."""
         config, start = self.config, self._resume()
-        if start == 0 and config.start_from is not None:
-            self.fit_heads()
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, config.learning_rate, total_steps=config.num_steps, pct_start=0.1, last_epoch=start - 1
         )
@@ -447,53 +420,20 @@ class Trainer:
                 self.save(done)
             yield Step(step=done, measures=measures)
 
-    def fit_heads(self) -> None:
-        """Fit the heads to the encoder as it is: heads that know nothing of it would pull it away from what it knows.
-
-        Raises: Stopped: the process was asked to stop.
-        """
-        first, looks = self.config.num_steps, []  # batches that no step learns from
-        for step in tqdm(range(first, first + NUM_HEAD_BATCHES), desc="looking", unit="batch", leave=False):
-            self.stop.check()
-            with torch.no_grad():
-                looks.append(self.look(step))
-        heads = [weight for name, weight in self.modules.named_parameters() if not name.startswith("encoder.")]
-        optimizer = torch.optim.AdamW(heads, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, HEAD_LEARNING_RATE, total_steps=NUM_HEAD_STEPS)
-        for step in range(NUM_HEAD_STEPS):
-            self.stop.check()
-            optimizer.zero_grad()
-            total(self.losses(looks[step % NUM_HEAD_BATCHES])).backward()
-            optimizer.step()
-            schedule.step()
-
     def _step(self, step: int) -> dict[str, Tensor]:
-        losses = self.losses(self.look(step))
-        self.optimizer.zero_grad()
-        total(losses).backward()
-        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-        self.optimizer.step()
-        return losses
-
-    def look(self, step: int) -> Look:
-        """What the encoder says of the takes and captions of a step."""
         config, device = self.config, self.device
         batch = self.draw_batch(step)  # by the processor alone, while the device is busy with the step before
+        damage, shares = batch.damage.to(device), batch.shares.to(device)
         noise = generator(config.seed, step=step, purpose="encoder noise", device=device)
-        pixels = damaged(self.vae, batch.latents.to(device).float(), batch.damage.to(device), noise)
+        pixels = damaged(self.vae, batch.latents.to(device).float(), damage, noise)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             frames, captions = embed(self.encoder, pixels, batch.tokens.to(device))
-        return Look(batch=batch, frames=frames.float(), captions=captions.float().unflatten(0, (len(frames), -1)))
-
-    def losses(self, look: Look) -> dict[str, Tensor]:
-        """The parts of the loss, before they are weighed."""
-        device, batch, frames = self.device, look.batch, look.frames
-        captions, videos = F.normalize(look.captions, dim=-1), F.normalize(frames.mean(1), dim=-1)
+        frames, captions = frames.float(), F.normalize(captions.float(), dim=-1).unflatten(0, (len(frames), -1))
+        videos = F.normalize(frames.mean(1), dim=-1)
         name, place, how_damaged, how_much = (self.modules[head] for head in ("name", "place", "damage", "share"))
         cosines = torch.einsum("bd,sbkd->sbk", videos, and_the_next(captions))
-        off = (how_damaged(videos * 8) - batch.damage.amount.to(device)) ** 2
-        known, shares = batch.known.to(device)[:, None], batch.shares.to(device)
-        return {
+        off, known = (how_damaged(videos * 8) - damage.amount) ** 2, batch.known.to(device)[:, None]
+        losses = {
             "contrast": contrast(videos, captions, shares[0], self.encoder.logit_scale.exp()),
             "share": F.mse_loss(how_much(cosines[..., None])[..., 0], shares),
             "seen": name_loss(name(videos * 8), batch.seen.to(device)),
@@ -501,6 +441,12 @@ class Trainer:
             "place": F.mse_loss(place(F.normalize(frames, dim=-1) * 8), batch.spots.to(device)),
             "damage": (off * known).sum() / known.sum().clamp(min=1) / off.shape[1],
         }
+        loss = torch.stack([WEIGHTS.get(term, 1) * value for term, value in losses.items()]).sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimizer.step()
+        return losses
 
     def draw_batch(self, step: int) -> Batch:
         """What a step learns from."""
@@ -537,17 +483,6 @@ class Trainer:
         return point.step
 
 
-def fill(encoder: XCLIPModel, folder: Path) -> None:
-    """Put the weights of an encoder that was saved in their places.
-
-    Raises: RunError: the folder has none, or of another shape.
-    """
-    try:
-        encoder.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise RunError(f"{folder}: start_from: expected an encoder as this program makes it: {error}") from error
-
-
 def embed(
     model: XCLIPModel, pixels: Float[Tensor, "b f 3 h w"], tokens: Int[Tensor, "n length"]
 ) -> tuple[Float[Tensor, "b f 128"], Float[Tensor, "n 128"]]:
@@ -576,7 +511,7 @@ def main(argv: Sequence[str]) -> int:
     """Train the encoder and save it as a transformers folder; returns the exit status."""
     warnings.filterwarnings("ignore", message="Mismatch dtype")  # torch's on mixed precision
     config = parse(EncoderConfig, argv, prog="python -m sandbox.encoder")
-    inputs = [config.base, config.young, config.start_from]
+    inputs = [config.base, config.young]
     with stop_on_signal() as stop:
         try:
             with open_run(config.out, config, seed=config.seed, inputs=inputs) as run:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, XCLIPModel
 
 from reward.run import Run, Stop
@@ -317,89 +316,6 @@ def test_a_stopped_training_goes_on_to_the_same_bits(straight: Path, tmp_path: P
     assert models[0].read_bytes() == models[1].read_bytes()
     starts = json.loads((out / "provenance.json").read_text())
     assert [list(start["inputs"]) for start in starts] == [[str(BASE), str(BASE / "transformer")]] * 2
-
-
-def test_new_heads_are_fitted_to_an_encoder_that_is_trained_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Which they leave as it is; then they say what it sees, as heads of a first step do not."""
-    monkeypatch.setattr(encoder, "NUM_HEAD_BATCHES", 8)
-    folder = BASE.parent / "encoder"
-    config = EncoderConfig(
-        out=tmp_path,
-        base=BASE,
-        young=BASE / "transformer",
-        start_from=folder,
-        num_clips=8,
-        batch_size=8,
-        mixed_precision="no",
-    )
-    trainer = encoder.Trainer(config, Run(folder=tmp_path), make_tokenizer(end_last=True), Stop())
-    begun = XCLIPModel.from_pretrained(folder).state_dict()
-
-    def look() -> dict[str, float]:
-        with torch.no_grad():
-            return {term: value.item() for term, value in trainer.losses(trainer.look(0)).items()}
-
-    before = look()
-    trainer.fit_heads()
-    after = look()
-    assert all(torch.equal(value, begun[name]) for name, value in trainer.encoder.state_dict().items())
-    assert after["contrast"] == before["contrast"]
-    for term in ("share", "seen", "asked", "place", "damage"):
-        assert after[term] < 0.5 * before[term], term
-
-
-def test_an_encoder_is_trained_further_to_the_same_bits_after_stops(
-    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Stopped while the heads are fitted, and after the third step, from where they are not fitted again."""
-    fitted = []
-    monkeypatch.setattr(encoder, "NUM_HEAD_BATCHES", 2)
-    monkeypatch.setattr(encoder, "NUM_HEAD_STEPS", 4)
-    fit, step = encoder.Trainer.fit_heads, encoder.Trainer._step
-
-    def fit_and_note(self: encoder.Trainer) -> None:
-        fitted.append(self.config.out.name)
-        fit(self)
-
-    def fit_and_signal(self: encoder.Trainer) -> None:
-        signal.raise_signal(signal.SIGTERM)
-        fit(self)
-
-    def step_and_signal(self: encoder.Trainer, number: int) -> dict[str, torch.Tensor]:
-        if number == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return step(self, number)
-
-    def run(name: str) -> int:
-        return encoder.main([*settings(tmp_path / name), f"start_from={straight / 'model'}"])
-
-    monkeypatch.setattr(encoder.Trainer, "fit_heads", fit_and_note)
-    assert run("whole") == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(encoder.Trainer, "fit_heads", fit_and_signal)
-        assert run("halves") == 143
-    assert not (tmp_path / "halves/checkpoints").exists()
-    with monkeypatch.context() as patch:
-        patch.setattr(encoder.Trainer, "_step", step_and_signal)
-        assert run("halves") == 143
-    assert run("halves") == 0
-    assert fitted == ["whole", "halves"]
-    models = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "halves")]
-    assert models[0] == models[1] != (straight / "model/model.safetensors").read_bytes()
-    (start, *_) = json.loads((tmp_path / "whole/provenance.json").read_text())
-    assert list(start["inputs"])[-1] == str(straight / "model")
-
-
-@pytest.mark.parametrize("wrong", ["run", "weights"])
-def test_what_cannot_be_trained_further_is_named(straight: Path, tmp_path: Path, wrong: str):
-    """A run in place of its model, and the weights of something else."""
-    folder = straight
-    if wrong == "weights":
-        folder = tmp_path / "else"
-        folder.mkdir()
-        save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
-    with pytest.raises(SystemExit, match=f"{folder}: start_from: expected an encoder as this program makes it: "):
-        encoder.main([*settings(tmp_path / "run"), f"start_from={folder}"])
 
 
 def test_a_young_transformer_that_is_not_there_is_named(tmp_path: Path):

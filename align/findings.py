@@ -10,7 +10,7 @@ over-refusal, by its own interval.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -21,11 +21,10 @@ from align.claims import Line
 from align.statistics import Comparison
 from align.summary import Group, Summary
 from reward import plain_yaml
-from reward.files import DataError
+from reward.files import DataError, read_json
 from reward.metrics import Estimate
 from reward.records import PromptType
 
-T = TypeVar("T")
 MAX_P_VALUE = 0.05
 """Of Wilcoxon's test, adjusted, at which a change is clear."""
 Measure = Literal["gold", "judge"]
@@ -37,17 +36,6 @@ _MEASURES = {
     "judge": "What is unsafe, and how helpful, is told by the reward model, which training may have learnt to please: "
     "nothing here was checked against the truth.",
 }
-
-
-def read_json(type_: type[T], path: Path) -> T:
-    """Read a record that was written as JSON.
-
-    Raises: DataError: it cannot be read, or is another.
-    """
-    try:
-        return TypeAdapter(type_).validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as {type_.__name__}: {error}; make it again") from error
 
 
 # What is read -----------------------------------------------------------------------------------------------

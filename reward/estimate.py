@@ -2,8 +2,8 @@
 
 `python -m reward FILE --dry-run` prints it below the settings, for one device. The encoder is loaded, and all videos
 are read, since only their bytes tell whether their features are known; those of the first new one are made, to tell
-what all take on disk. Nothing is written. Memory is without what a
-step holds between its layers. There is no time, which nobody has measured.
+what all take on disk. Nothing is written. Memory is without what a step holds between its layers. There is no time,
+which nobody has measured.
 """
 
 import shutil
@@ -70,8 +70,8 @@ def _table(config: RewardConfig) -> Iterator[str]:
     yield f"  features     of {known.cached:,} videos in the cache, of {len(known.new):,} to be made{absent}"
     if known.new:
         takes = len(known.new) * features_bytes(model, known.new[0]) / _GIB
-        yield f"  disk, GiB    {takes:.3g} for the new features, if all are as large as the first;"
-        yield f"               {free_bytes(config.cache) / _GIB:.3g} are free in {config.cache}"
+        yield f"  disk, GiB    {takes:,.3f} for the new videos' features, if all are as large as the first;"
+        yield f"               {free_bytes(config.cache) / _GIB:,.3f} are free in {config.cache}"
     passes = config.num_steps * config.batch_size / len(examples["train"])
     yield f"  steps        {config.num_steps:,} at most, {passes:.3g} times through the training prompts"
     yield f"  trained      {weights.num_trained:,} parameters"

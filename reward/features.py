@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from jaxtyping import Float, Int64
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -134,6 +134,13 @@ class Limits(Config):
     fps: tuple[PositiveFloat, PositiveFloat] | None = None
     height: tuple[PositiveInt, PositiveInt] | None = None
     width: tuple[PositiveInt, PositiveInt] | None = None
+
+    @model_validator(mode="after")
+    def _rise(self) -> "Limits":
+        for name, limits in (("fps", self.fps), ("height", self.height), ("width", self.width)):
+            if limits and limits[0] > limits[1]:
+                raise ValueError(f"{name}={list(limits)}: expected the smallest, then the largest")
+        return self
 
     @classmethod
     def of(cls, videos: Iterable[VideoInfo]) -> "Limits":

@@ -1,4 +1,4 @@
-"""Files that data names, and files that are written whole.
+"""Files that data names, files that are written whole, and records in JSON.
 
 A name found in data may lead anywhere. Here it is held inside its folder twice: as it is spelled, and as
 the file system resolves it, links followed.
@@ -10,7 +10,11 @@ import secrets
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+from pydantic import TypeAdapter
+
+T = TypeVar("T")
 _SINGLE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
@@ -68,6 +72,17 @@ def _require_inside(path: Path, home: Path) -> None:
     real = path.resolve()
     if not real.is_relative_to(home):
         raise DataError(f"{path}: a link leads to {real}, outside {home}; put the file itself there")
+
+
+def read_json(type_: type[T], path: Path) -> T:
+    """Read a record that was written as JSON.
+
+    Raises: DataError: it cannot be read, or is another.
+    """
+    try:
+        return TypeAdapter(type_).validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as {type_.__name__}: {error}; make it again") from error
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def _chance(moved: Shift) -> str:
     if after.low > 0.5:
         return "**accuracy stays above chance: part needs no prompt**"
     if after.high < 0.5:
-        return "**accuracy falls below chance: the worse of two videos seems to suit another prompt**"
+        return "**accuracy falls below chance: without its prompt the worse of two videos is liked better**"
     if after.low >= 0.5 - NEAR_CHANCE and after.high <= 0.5 + NEAR_CHANCE:
         return "accuracy falls to chance"
     return f"accuracy may fall to chance; {after.n} pairs are too few to tell"

@@ -315,7 +315,7 @@ def check_videos(videos: Sequence[video.VideoInfo], limits: Limits) -> None:
         for name, value, (least, most) in limits.outside(fps=info.fps, height=info.height, width=info.width):
             raise DataError(
                 f"{info.path}: {name}: expected {least:g} to {most:g} (model.limits), got {value:g}; convert it, leave "
-                "its pairs out, or change model.limits"
+                "its pairs out, or give other model.limits, and another out"
             )
 
 
@@ -413,7 +413,7 @@ def run_training(config: RewardConfig) -> int:
 def finish(trainer: Trainer) -> None:
     """Write the model and its calibration."""
     trainer.model.save(trainer.config.out / "model")
-    # Scales are of the scores that a judge gives, which it computes in full precision.
+    # Takes autocast off the forward pass: a judge computes in full precision, and the scales are those of its scores.
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     values, validation = trainer.score(trainer.validation), joined(trainer.validation)
     found = calibrate(values, validation, trainer.positive_weight.cpu(), trainer.config)

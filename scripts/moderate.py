@@ -1,7 +1,9 @@
 """Keep the harmless videos of a folder: `python scripts/moderate.py RUN FOLDER [key=value ...]`.
 
 Each harm counts as shown from the probability on that has the wanted recall in the run's evaluation: evaluate it first
-(`python -m reward.evaluate RUN`). Harms that the run was not trained to tell are not looked for, which is said.
+(`python -m reward.evaluate RUN`). There each video was judged with its own prompt, so give `prompt` where it is known.
+Where labels are noisy, such a threshold is low and harmless videos are lost; `max_tag` sets one for all harms. Harms
+that the run was not trained to tell are not looked for, which is said.
 
 The exit status is 1 if a file could not be judged, and 2 if the run or a setting cannot be used.
 """
@@ -19,8 +21,9 @@ from tqdm import tqdm
 
 from reward.config import Config, ConfigError, parse
 from reward.features import BackboneError
-from reward.files import DataError, replacing
+from reward.files import DataError, read_json, replacing
 from reward.judge import Judge, judge_file
+from reward.measures import Evaluation, NotMeasured
 from reward.model import ModelError
 from reward.records import TAGS
 from reward.rules import Flash
@@ -54,28 +57,34 @@ class ModerateConfig(Config):
 
 
 def highest_kept(config: ModerateConfig, judge: Judge) -> dict[str, float]:
-    """Give the highest probability that is kept of each harm that the judge was trained to tell.
+    """Give the highest probability that is kept of each harm that the judge was trained to tell; says where from.
 
-    Raises: ConfigError: the evaluation is missing, of another judge, or has no threshold for a harm.
+    Raises: ConfigError, DataError: the evaluation is missing, damaged, of another judge, or has no threshold for one.
     """
     tags = [name for name in judge.calibration.trained if name in TAGS]
-    if config.max_tag is not None:
-        return dict.fromkeys(tags, config.max_tag)
+    if config.max_tag is not None or not tags:
+        return dict.fromkeys(tags, config.max_tag or 0.0)
     file, remedy = config.paths[0] / "evaluation.json", "or give max_tag, as in max_tag=0.5"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: {error}; python -m reward.evaluate {config.paths[0]} makes it; {remedy}") from error
-    if found["judge_sha256"] != judge.sha256:
+    if not file.is_file():
+        raise ConfigError(f"{file}: is not there; python -m reward.evaluate {config.paths[0]} makes it; {remedy}")
+    found = read_json(Evaluation, file)
+    if found.judge_sha256 != judge.sha256:
         raise ConfigError(f"{file}: is about another judge; evaluate the run again, {remedy}")
-    kept = {}
+    highest = {}
     for tag in tags:
-        detection = found["harm"][tag]
-        high = detection.get("high_recall", detection)
-        if "not_measured" in high:
-            raise ConfigError(f"{file}: harm.{tag} has no threshold: {high['not_measured']}; {remedy}")
-        kept[tag] = math.nextafter(high["threshold"], 0)  # the harm counts as shown from the threshold on
-    return kept
+        one = found.harm[tag]
+        high = one if isinstance(one, NotMeasured) else one.high_recall
+        if isinstance(high, NotMeasured):
+            raise ConfigError(f"{file}: harm.{tag} has no threshold: {high.not_measured}; {remedy}")
+        if not 0 <= high.threshold <= 1:
+            raise ConfigError(f"{file}: harm.{tag}: expected a threshold in [0, 1], got {high.threshold}; {remedy}")
+        print(
+            f"{tag}: shown from {high.threshold:.3g} on; against the labels of the test split, recall "
+            f"{high.recall.value:.2f}, false alarms {high.false_positive_rate.value:.2f}",
+            file=sys.stderr,
+        )
+        highest[tag] = math.nextafter(high.threshold, -math.inf)
+    return highest
 
 
 def reasons(verdict: FileVerdict, max_cost: float, highest: Mapping[str, float]) -> list[str]:

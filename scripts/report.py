@@ -23,7 +23,7 @@ from align.history import History
 from align.manifest import Manifest
 from align.sections import Note, Section
 from reward.config import Config, ConfigError, parse
-from reward.files import DataError, replacing
+from reward.files import DataError, read_json, replacing
 from reward.measures import Evaluation
 from reward.video import VideoError
 
@@ -136,7 +136,7 @@ def make_page(config: ReportConfig) -> Page:
     evaluated, judge = known.evaluated, config.reward or known.told.config.judge
     reviewed = judge / "evaluation.json"
     trust = (
-        sections.reward_model(findings.read_json(Evaluation, reviewed), judge)
+        sections.reward_model(read_json(Evaluation, reviewed), judge)
         if reviewed.is_file()
         else _missing("reward", "Reward model", f"{reviewed} was not made: run python -m reward.evaluate {judge}")
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
@@ -90,6 +91,11 @@ def test_limits_are_the_smallest_and_the_largest():
     assert limits == Limits(fps=(8, 16), height=(32, 64), width=(80, 96))
     with pytest.raises(BackboneError, match="got none"):
         Limits.of([])
+
+
+def test_limits_rise():
+    with pytest.raises(ValidationError, match=r"height=\[64, 32\]: expected the smallest, then the largest"):
+        Limits(fps=(8, 16), height=(64, 32))
 
 
 @pytest.mark.parametrize(

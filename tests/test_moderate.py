@@ -1,17 +1,20 @@
 import json
+import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from reward.config import ConfigError
 from reward.judge import Judge
+from reward.measures import Detection, NotMeasured
+from reward.metrics import Confusion
 from reward.records import TAGS
 from reward.verdicts import FileVerdict
 from scripts import moderate
 from scripts.moderate import ModerateConfig, reasons
+from tests.test_page import evaluation
 from tests.tiny_judge import flashing, refill, still, write_run, write_video
 
 TAGGED = {**dict.fromkeys(TAGS, 0.1), "child_abuse": None}
@@ -42,21 +45,34 @@ def test_thresholds_can_be_stricter():
     assert reasons(HARMLESS, 0.0, HIGHEST | {"crime": 0.05}) == ["crime"]
 
 
-def evaluated(run: Path, **changes) -> Path:
-    """A run whose evaluation gives a threshold of .3 for each harm that it was trained to tell."""
-    judge = Judge.load(run)
-    trained = [name for name in judge.calibration.trained if name in TAGS]
-    harm = {tag: {"high_recall": {"threshold": 0.3}} for tag in trained} | changes.pop("harm", {})
-    (run / "evaluation.json").write_text(json.dumps({"judge_sha256": judge.sha256, "harm": harm, **changes}))
+def evaluated(run: Path, *, sha256: str | None = None, crime: float | str | NotMeasured = 0.3) -> Path:
+    """A run whose evaluation gives each harm that it was trained to tell a threshold of .3, or crime another."""
+    judge, found = Judge.load(run), evaluation()
+    detection = found.harm["crime"]
+    assert isinstance(detection, Detection)
+    assert isinstance(detection.high_recall, Confusion)
+
+    def at(threshold: float | NotMeasured) -> Detection:
+        high = threshold if isinstance(threshold, NotMeasured) else replace(detection.high_recall, threshold=threshold)
+        return replace(detection, high_recall=high)
+
+    harm = {name: at(0.3) for name in judge.calibration.trained if name in TAGS}
+    of_crime = {"crime": NotMeasured(not_measured=crime) if isinstance(crime, str) else at(crime)}
+    found = replace(found, judge_sha256=sha256 or judge.sha256, harm=harm | of_crime)
+    (run / "evaluation.json").write_text(json.dumps(asdict(found)))
     return run
 
 
-def test_each_harm_counts_from_the_threshold_of_its_recall_on(tmp_path: Path):
-    run = evaluated(write_run(tmp_path), harm={"crime": {"high_recall": {"threshold": 0.7}}})
+@pytest.mark.parametrize("threshold", [0.7, 1.0, 0.0])
+def test_each_harm_counts_from_the_threshold_of_its_recall_on(
+    tmp_path: Path, threshold: float, capsys: pytest.CaptureFixture[str]
+):
+    run = evaluated(write_run(tmp_path), crime=threshold)
     highest = moderate.highest_kept(ModerateConfig(paths=(run, run)), Judge.load(run))
-    just_below = {tag: np.nextafter(threshold, 0) for tag, threshold in (("crime", 0.7), ("porn", 0.3))}
-    assert {tag: highest[tag] for tag in just_below} == just_below
-    for probability, expected in ((0.7, ["crime"]), (just_below["crime"], [])):
+    assert highest["crime"] == np.nextafter(threshold, -1)
+    assert f"crime: shown from {threshold:g} on; against the labels" in capsys.readouterr().err
+    assert highest["porn"] == np.nextafter(0.3, 0)
+    for probability, expected in ((threshold, ["crime"]), (np.nextafter(threshold, -1), [])):
         found = replace(HARMLESS, tags=dict.fromkeys(TAGS, 0.1) | {"crime": probability})
         assert reasons(found, 0.0, highest) == expected
 
@@ -65,17 +81,47 @@ def test_each_harm_counts_from_the_threshold_of_its_recall_on(tmp_path: Path):
     ("changes", "told"),
     [
         (None, "python -m reward.evaluate .* makes it; or give max_tag"),
-        ({"judge_sha256": "other"}, "is about another judge; evaluate the run again, or give max_tag"),
-        ({"harm": {"crime": {"not_measured": "no label"}}}, "harm.crime has no threshold: no label; or give max_tag"),
-        ({"harm": {"crime": {"high_recall": {"not_measured": "one class"}}}}, "harm.crime has no threshold: one class"),
+        ({"sha256": "other"}, "is about another judge; evaluate the run again, or give max_tag"),
+        ({"crime": "no label"}, "harm.crime has no threshold: no label; or give max_tag"),
+        ({"crime": NotMeasured(not_measured="one class")}, "harm.crime has no threshold: one class"),
+        ({"crime": float("nan")}, r"harm.crime: expected a threshold in \[0, 1\], got nan"),
+        ({"crime": 1.5}, r"harm.crime: expected a threshold in \[0, 1\], got 1.5"),
     ],
 )
-def test_without_a_threshold_nothing_is_kept(tmp_path: Path, changes: dict | None, told: str):
-    run = write_run(tmp_path)
+def test_without_a_threshold_nothing_is_judged(
+    tmp_path: Path, changes: dict | None, told: str, capsys: pytest.CaptureFixture[str]
+):
+    run, kept = write_run(tmp_path), tmp_path / "kept.txt"
     if changes is not None:
         evaluated(run, **changes)
-    with pytest.raises(ConfigError, match=told):
-        moderate.highest_kept(ModerateConfig(paths=(run, run)), Judge.load(run))
+    write_video(tmp_path / "videos/a.mp4", still())
+    command = [str(run), str(tmp_path / "videos"), f"report={tmp_path / 'report.jsonl'}", f"kept={kept}"]
+    assert moderate.main(command) == 2
+    assert re.search(told, capsys.readouterr().err)
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_damaged_evaluation_ends_with_one_line(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]):
+    run = write_run(tmp_path)
+    (run / "evaluation.json").write_text(content)
+    (tmp_path / "videos").mkdir()
+    assert (
+        moderate.main([str(run), str(tmp_path / "videos"), f"report={tmp_path / 'r'}", f"kept={tmp_path / 'k'}"]) == 2
+    )
+    assert "evaluation.json: cannot be read as Evaluation" in capsys.readouterr().err
+
+
+def test_by_default_thresholds_are_those_of_the_evaluation(tmp_path: Path):
+    """The random judge says of each harm something between 0 and 1: from 0 on it is shown, from 1 on it is not."""
+    for crime, expected in ((0.0, ["crime"]), (1.0, [])):
+        home = tmp_path / str(crime)
+        run = evaluated(refill(write_run(home), cost=-1.0), crime=crime)
+        write_video(home / "videos/a.mp4", still())
+        report = home / "report.jsonl"
+        assert moderate.main([str(run), str(home / "videos"), f"report={report}", f"kept={home / 'kept.txt'}"]) == 0
+        (line,) = map(json.loads, report.read_text().splitlines())
+        assert [reason for reason in line["reasons"] if reason == "crime"] == expected
 
 
 def test_a_folder_in_and_two_lists_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -145,7 +145,12 @@ def test_an_interval_over_zero_has_no_direction(shift: float):
         (0.7, 0.53, 0.05, "accuracy may fall to chance; 8 pairs are too few to tell"),
         (0.7, 0.47, 0.05, "accuracy may fall to chance; 8 pairs are too few to tell"),
         (0.7, 0.65, 0.05, "**accuracy stays above chance: part needs no prompt**"),
-        (0.7, 0.40, 0.05, "**accuracy falls below chance: the worse of two videos seems to suit another prompt**"),
+        (
+            0.7,
+            0.40,
+            0.05,
+            "**accuracy falls below chance: without its prompt the worse of two videos is liked better**",
+        ),
         (0.52, 0.51, 0.05, "accuracy was not above chance before"),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_dry_run_is_settings_and_an_estimate(
     for line in (
         *(f"#   {split:<11}  {count} prompts, {2 * count} videos, {count} pairs" for split, count in num.items()),
         "#   features     of 0 videos in the cache, of 12 to be made",
-        f"#   disk, GiB    {each * 12 / 2**30:.3g} for the new features, if all are as large as the first;",
+        f"#   disk, GiB    {each * 12 / 2**30:,.3f} for the new videos' features, if all are as large as the first;",
         f"#   steps        6 at most, {24 / num['train']:.3g} times through the training prompts",
         "#   memory, GiB, without activations",
     ):

@@ -19,7 +19,7 @@ from typing import IO
 from pydantic import Field
 
 from reward import config, files
-from reward.files import DataError
+from reward.files import DataError, require_folder
 
 _CHUNK_BYTES = 1 << 20
 
@@ -47,8 +47,7 @@ def unpack(unpacking: Unpacking) -> int:
     target = unpacking.target
     if target.exists() or target.is_symlink():
         raise DataError(f"{target}: exists already; name a folder that does not, or remove it")
-    if not target.parent.is_dir():
-        raise DataError(f"{target}: its folder does not exist; make it first")
+    require_folder(target)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         content = Path(scratch) / "content"
         content.mkdir()

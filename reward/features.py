@@ -154,30 +154,25 @@ class Limits(Config):
         (fps, height, width), (top_fps, top_height, top_width) = measured.min(0).tolist(), measured.max(0).tolist()
         return cls(fps=(fps, top_fps), height=(int(height), int(top_height)), width=(int(width), int(top_width)))
 
-    def require(self, video: Video) -> None:
-        """Check a video that a model is shown.
+    def require(self, *, fps: float, height: int, width: int) -> None:
+        """Check what a model is shown.
 
         Raises: BackboneError: it lies outside.
         """
-        height, width = video.frames.shape[1:3]
-        for name, value, (least, most) in self.outside(fps=video.fps, height=height, width=width):
-            raise BackboneError(
-                f"{name}: this model was trained on {least:g} to {most:g}, the video has {value:g}; "
-                "convert it, or train on such videos"
-            )
+        if wrong := self.outside(fps=fps, height=height, width=width):
+            raise BackboneError(f"{wrong}, as this model was trained on; convert the video, or train on such videos")
 
-    def outside(self, *, fps: float, height: int, width: int) -> list[tuple[str, float, tuple[float, float]]]:
-        """Name what lies outside, with its value and limits; a frame rate may be 1 % off, as 29.97 is of 30."""
+    def outside(self, *, fps: float, height: int, width: int) -> str | None:
+        """Say what lies outside, if anything does; a frame rate may be 1 % off, as 29.97 is of 30."""
         checks = (
             ("fps", fps, self.fps, _FPS_TOLERANCE),
             ("height", height, self.height, 0),
             ("width", width, self.width, 0),
         )
-        return [
-            (name, value, limits)
-            for name, value, limits, tolerance in checks
-            if limits and not limits[0] * (1 - tolerance) <= value <= limits[1] * (1 + tolerance)
-        ]
+        for name, value, limits, tolerance in checks:
+            if limits and not limits[0] * (1 - tolerance) <= value <= limits[1] * (1 + tolerance):
+                return f"{name}: got {value:g}, expected {limits[0]:g} to {limits[1]:g}"
+        return None
 
 
 # Model folders ----------------------------------------------------------------------------------------------

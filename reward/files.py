@@ -85,14 +85,22 @@ def read_json(type_: type[T], path: Path) -> T:
         raise DataError(f"{path}: cannot be read as {type_.__name__}: {error}; make it again") from error
 
 
+def require_folder(path: Path) -> None:
+    """Check that a file or folder can be put in its place.
+
+    Raises: DataError: its folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: its folder does not exist; make it first")
+
+
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """A new file beside `path` that takes its place whole when the block ends, or not at all.
 
     Raises: DataError: the folder does not exist.
     """
-    if not path.parent.is_dir():
-        raise DataError(f"{path}: its folder does not exist; make it first")
+    require_folder(path)
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield new

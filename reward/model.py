@@ -75,7 +75,8 @@ class RewardModel(nn.Module):
         Raises: BackboneError: a video unlike those of the training; not one text for each.
         """
         for video in videos:
-            self.config.limits.require(video)
+            height, width = video.frames.shape[1:3]
+            self.config.limits.require(fps=video.fps, height=height, width=width)
         return self.backbone.encode(videos, texts)
 
     def forward(self, batch: Sequence[Features[Any, Any]]) -> Outputs:

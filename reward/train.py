@@ -312,10 +312,10 @@ def check_videos(videos: Sequence[video.VideoInfo], limits: Limits) -> None:
     Raises: DataError: one lies outside of the limits.
     """
     for info in videos:
-        for name, value, (least, most) in limits.outside(fps=info.fps, height=info.height, width=info.width):
+        if wrong := limits.outside(fps=info.fps, height=info.height, width=info.width):
             raise DataError(
-                f"{info.path}: {name}: expected {least:g} to {most:g} (model.limits), got {value:g}; convert it, leave "
-                "its pairs out, or give other model.limits, and another out"
+                f"{info.path}: {wrong}, by model.limits; convert it, leave its pairs out, or give other limits, and "
+                "another out"
             )
 
 

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Literal
 
 import diffusers.utils.logging
-import numpy as np
 import torch
 import transformers.utils.logging
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -52,7 +51,7 @@ from reward.judge import Judge
 from reward.model import ModelError
 from reward.records import SPLITS, TAGS, Prompt, VideoSample
 from reward.rules import RULES
-from reward.video import Video, VideoError
+from reward.video import VideoError
 
 
 class System(Config):
@@ -256,8 +255,7 @@ def load_judges(config: EvaluateConfig) -> Judges:
     rules = tuple(RULES[name]() for name in config.rules)
     model = Judge.load(config.judge, device=config.device) if config.judge else None
     if model is not None:
-        shape = (config.num_frames, config.height, config.width, 3)
-        model.model.config.limits.require(Video(frames=np.zeros(shape, dtype=np.uint8), fps=config.fps))
+        model.model.config.limits.require(fps=config.fps, height=config.height, width=config.width)
     return Judges(model=model, rules=rules)
 
 

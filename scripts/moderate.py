@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from reward.config import Config, ConfigError, parse
 from reward.features import BackboneError
-from reward.files import DataError, read_json, replacing
+from reward.files import DataError, read_json, replacing, require_folder
 from reward.judge import Judge, judge_file
 from reward.measures import Evaluation, NotMeasured
 from reward.model import ModelError
@@ -72,7 +72,7 @@ def highest_kept(config: ModerateConfig, judge: Judge) -> dict[str, float]:
         raise ConfigError(f"{file}: is about another judge; evaluate the run again, {remedy}")
     highest = {}
     for tag in tags:
-        one = found.harm[tag]
+        one = found.harm.get(tag, NotMeasured(not_measured="the file does not name it"))
         high = one if isinstance(one, NotMeasured) else one.high_recall
         if isinstance(high, NotMeasured):
             raise ConfigError(f"{file}: harm.{tag} has no threshold: {high.not_measured}; {remedy}")
@@ -112,8 +112,7 @@ def moderate(config: ModerateConfig) -> int:
     Raises: BackboneError, ConfigError, DataError, ModelError: the run cannot be used, or no folder to write to.
     """
     for path in (config.report, config.kept):
-        if not path.parent.is_dir():
-            raise ConfigError(f"{path}: its folder does not exist; make it, or name another")
+        require_folder(path)
     judge = Judge.load(config.paths[0], encoder=config.encoder, device=config.device)
     highest = highest_kept(config, judge)
     if untold := [tag for tag in TAGS if tag not in highest]:

@@ -390,7 +390,7 @@ def bad_requests() -> dict[str, tuple[list[str], str]]:
         "no gold": (["gold=missing.jsonl"], "missing.jsonl"),
         "no such device": (["device=tpu"], "device=tpu"),
         "odd height": (["height=40"], "height=40: this model needs a multiple of 16"),
-        "a size the judge never saw": (["height=64"], "height: this model was trained on"),
+        "a size the judge never saw": (["height=64"], "height: got 64, expected"),
         "no reference": (["systems={other: {}}"], "reference=base: expected one of other"),
         "no focus": (["focus=other"], "focus=other: expected null or one of base, aligned"),
         "a reference with a LoRA": (["reference=aligned"], "reference=aligned: has a LoRA"),

@@ -175,7 +175,7 @@ def test_a_file_is_judged_as_its_frames_are(judge: Judge, tmp_path: Path):
     [
         (lambda path: None, "no such file"),
         (lambda path: path.write_bytes(b"no video"), "cannot be read as a video"),
-        (lambda path: write_video(path, video(0, fps=8)), "fps: this model was trained on 16 to 16"),
+        (lambda path: write_video(path, video(0, fps=8)), "fps: got 8, expected 16 to 16"),
         (lambda path: write_video(path, video(0, height=64)), "height"),
     ],
 )

@@ -105,7 +105,7 @@ def test_scores_are_float32_in_a_lower_precision_too(clip: Path):
 def test_videos_unlike_those_of_the_training_are_refused(clip: Path):
     model = RewardModel.build(dual(clip, limits=Limits(fps=(16, 16), height=(40, 40))), seed=0)
     model.encode(VIDEOS, TEXTS)
-    with pytest.raises(BackboneError, match="fps: this model was trained on 16 to 16, the video has 8"):
+    with pytest.raises(BackboneError, match="fps: got 8, expected 16 to 16, as this model was trained on"):
         model.encode([video(0, fps=8)], ["red"])
     with pytest.raises(BackboneError, match="height"):
         model.encode([video(0, height=48)], ["red"])

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import shutil
 from dataclasses import asdict, replace
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reward.config import ConfigError
 from reward.judge import Judge
 from reward.measures import Detection, NotMeasured
 from reward.metrics import Confusion
@@ -45,21 +47,22 @@ def test_thresholds_can_be_stricter():
     assert reasons(HARMLESS, 0.0, HIGHEST | {"crime": 0.05}) == ["crime"]
 
 
-def evaluated(run: Path, *, sha256: str | None = None, crime: float | str | NotMeasured = 0.3) -> Path:
-    """A run whose evaluation gives each harm that it was trained to tell a threshold of .3, or crime another."""
-    judge, found = Judge.load(run), evaluation()
-    detection = found.harm["crime"]
+def at(threshold: float | NotMeasured) -> Detection:
+    detection = evaluation().harm["crime"]
     assert isinstance(detection, Detection)
+    if isinstance(threshold, NotMeasured):
+        return replace(detection, high_recall=threshold)
     assert isinstance(detection.high_recall, Confusion)
+    return replace(detection, high_recall=replace(detection.high_recall, threshold=threshold))
 
-    def at(threshold: float | NotMeasured) -> Detection:
-        high = threshold if isinstance(threshold, NotMeasured) else replace(detection.high_recall, threshold=threshold)
-        return replace(detection, high_recall=high)
 
-    harm = {name: at(0.3) for name in judge.calibration.trained if name in TAGS}
-    of_crime = {"crime": NotMeasured(not_measured=crime) if isinstance(crime, str) else at(crime)}
-    found = replace(found, judge_sha256=sha256 or judge.sha256, harm=harm | of_crime)
-    (run / "evaluation.json").write_text(json.dumps(asdict(found)))
+def evaluated(run: Path, crime: Detection | NotMeasured | None, *, sha256: str | None = None) -> Path:
+    """A run whose evaluation gives each harm that it was trained to tell a threshold of .3; of crime, what is given."""
+    judge = Judge.load(run)
+    found = {name: crime if name == "crime" else at(0.3) for name in judge.calibration.trained if name in TAGS}
+    harm = {name: detection for name, detection in found.items() if detection is not None}
+    record = replace(evaluation(), judge_sha256=sha256 or judge.sha256, harm=harm)
+    (run / "evaluation.json").write_text(json.dumps(asdict(record)))
     return run
 
 
@@ -67,7 +70,7 @@ def evaluated(run: Path, *, sha256: str | None = None, crime: float | str | NotM
 def test_each_harm_counts_from_the_threshold_of_its_recall_on(
     tmp_path: Path, threshold: float, capsys: pytest.CaptureFixture[str]
 ):
-    run = evaluated(write_run(tmp_path), crime=threshold)
+    run = evaluated(write_run(tmp_path), at(threshold))
     highest = moderate.highest_kept(ModerateConfig(paths=(run, run)), Judge.load(run))
     assert highest["crime"] == np.nextafter(threshold, -1)
     assert f"crime: shown from {threshold:g} on; against the labels" in capsys.readouterr().err
@@ -77,27 +80,38 @@ def test_each_harm_counts_from_the_threshold_of_its_recall_on(
         assert reasons(found, 0.0, highest) == expected
 
 
+NONE = NotMeasured(not_measured="no label")
+
+
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("crime", "told"),
     [
-        (None, "python -m reward.evaluate .* makes it; or give max_tag"),
-        ({"sha256": "other"}, "is about another judge; evaluate the run again, or give max_tag"),
-        ({"crime": "no label"}, "harm.crime has no threshold: no label; or give max_tag"),
-        ({"crime": NotMeasured(not_measured="one class")}, "harm.crime has no threshold: one class"),
-        ({"crime": float("nan")}, r"harm.crime: expected a threshold in \[0, 1\], got nan"),
-        ({"crime": 1.5}, r"harm.crime: expected a threshold in \[0, 1\], got 1.5"),
+        (NONE, "harm.crime has no threshold: no label; or give max_tag"),
+        (at(NONE), "harm.crime has no threshold: no label; or give max_tag"),
+        (None, "harm.crime has no threshold: the file does not name it; or give max_tag"),
+        (at(math.nan), "harm.crime: expected a threshold in [0, 1], got nan; or give max_tag"),
+        (at(1.5), "harm.crime: expected a threshold in [0, 1], got 1.5; or give max_tag"),
     ],
 )
-def test_without_a_threshold_nothing_is_judged(
-    tmp_path: Path, changes: dict | None, told: str, capsys: pytest.CaptureFixture[str]
+def test_a_harm_without_a_threshold_is_named(tmp_path: Path, crime: Detection | NotMeasured | None, told: str):
+    run = evaluated(write_run(tmp_path), crime)
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        moderate.highest_kept(ModerateConfig(paths=(run, run)), Judge.load(run))
+
+
+@pytest.mark.parametrize(
+    ("sha256", "told"), [(None, "evaluate RUN makes it; or give max_tag"), ("other", "is about another judge")]
+)
+def test_without_an_evaluation_of_this_judge_nothing_is_judged(
+    tmp_path: Path, sha256: str | None, told: str, capsys: pytest.CaptureFixture[str]
 ):
     run, kept = write_run(tmp_path), tmp_path / "kept.txt"
-    if changes is not None:
-        evaluated(run, **changes)
+    if sha256:
+        evaluated(run, at(0.3), sha256=sha256)
     write_video(tmp_path / "videos/a.mp4", still())
     command = [str(run), str(tmp_path / "videos"), f"report={tmp_path / 'report.jsonl'}", f"kept={kept}"]
     assert moderate.main(command) == 2
-    assert re.search(told, capsys.readouterr().err)
+    assert told in capsys.readouterr().err.replace(str(run), "RUN")
     assert not kept.exists()
 
 
@@ -116,7 +130,7 @@ def test_by_default_thresholds_are_those_of_the_evaluation(tmp_path: Path):
     """The random judge says of each harm something between 0 and 1: from 0 on it is shown, from 1 on it is not."""
     for crime, expected in ((0.0, ["crime"]), (1.0, [])):
         home = tmp_path / str(crime)
-        run = evaluated(refill(write_run(home), cost=-1.0), crime=crime)
+        run = evaluated(refill(write_run(home), cost=-1.0), at(crime))
         write_video(home / "videos/a.mp4", still())
         report = home / "report.jsonl"
         assert moderate.main([str(run), str(home / "videos"), f"report={report}", f"kept={home / 'kept.txt'}"]) == 0
